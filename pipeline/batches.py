@@ -1,0 +1,83 @@
+"""Batches of images for stage 1 and of codes for stage 2, in the form that the training loop asks for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pipeline.codes import CodeMaps
+from pipeline.data import ImageSet, Split
+from pipeline.randomness import Places, flips
+from stage2_prior import CodeBatch
+
+HELD_OUT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Images of a split, mirrored at random where asked for."""
+
+    images: ImageSet
+    parts: Split
+    flip: bool
+    seed: int
+
+    @property
+    def population(self) -> int:
+        """Images trained on."""
+        return len(self.parts.train)
+
+    def training_batch(self, places: Places, device: torch.device) -> UInt8[Tensor, "n c h w"]:
+        """The images at these places."""
+        pixels = self.images.images[self.parts.train[places.items]]
+        if self.flip:
+            mirrored = flips(self.seed, places, self.population)
+            pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+        return torch.from_numpy(pixels).to(device)
+
+    def held_out_batches(self, share: int, shares: int, device: torch.device) -> Iterator[UInt8[Tensor, "n c h w"]]:
+        """A share of the held-out images; at least one batch, if an empty one."""
+        for chosen in _shared_out(self.parts.held_out, share, shares):
+            yield torch.from_numpy(self.images.images[chosen]).to(device)
+
+
+@dataclass(frozen=True)
+class CodeBatches:
+    """Code maps of one level."""
+
+    train: CodeMaps
+    held_out: CodeMaps
+    level: int
+    seed: int
+
+    @property
+    def population(self) -> int:
+        """Maps trained on."""
+        return len(self.train)
+
+    def training_batch(self, places: Places, device: torch.device) -> CodeBatch:
+        """The maps at these places, of the mirrored images at random where those were encoded too."""
+        items = torch.from_numpy(places.items)
+        codes = self.train.levels[self.level][items]
+        if self.train.flipped:
+            mirrored = torch.from_numpy(flips(self.seed, places, self.population))
+            codes = torch.where(mirrored[:, None, None], self.train.flipped[self.level][items], codes)
+        return _to_device(codes, self.train.labels, items, device)
+
+    def held_out_batches(self, share: int, shares: int, device: torch.device) -> Iterator[CodeBatch]:
+        """A share of the held-out maps; at least one batch, if an empty one."""
+        for chosen in _shared_out(np.arange(len(self.held_out)), share, shares):
+            items = torch.from_numpy(chosen)
+            yield _to_device(self.held_out.levels[self.level][items], self.held_out.labels, items, device)
+
+
+def _to_device(codes: Tensor, labels: Tensor | None, items: Tensor, device: torch.device) -> CodeBatch:
+    return CodeBatch(codes.long().to(device), None if labels is None else labels[items].to(device))
+
+
+def _shared_out(indices: np.ndarray, share: int, shares: int) -> list[np.ndarray]:
+    mine = np.array_split(indices, shares)[share]
+    return np.array_split(mine, max(1, -(-len(mine) // HELD_OUT_BATCH)))

@@ -1,0 +1,44 @@
+"""How many steps fit into a number of minutes: measured once, before the first step, on steps that are undone."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline.training import Trainer
+
+WARM_UP = 4
+TIMED = 16
+SPARE = 0.97  # of the time; the rest is for files, pictures and what the estimate misses
+
+
+def steps_within(trainer: Trainer, seconds: float) -> int:
+    """The steps that `seconds` are enough for, evaluations included; the slowest process decides. At least 1."""
+    started = time.perf_counter()
+    state = trainer.state
+    before = [_copy(module) for module in (state.task, state.average) if module is not None]
+    state.progress.total_steps = 10**9  # so deep in the warm-up that the steps are like any others, but small
+    for step in range(WARM_UP):
+        trainer.train_step(step)
+    per_step = _seconds(trainer, lambda: [trainer.train_step(WARM_UP + i) for i in range(TIMED)]) / TIMED
+    evaluation = _seconds(trainer, trainer.evaluate)
+    for module, tensors in zip((state.task, state.average), before, strict=False):
+        if module is not None:
+            module.load_state_dict(tensors)
+    state.optimizer.state.clear()
+    left = seconds - (time.perf_counter() - started) - evaluation * trainer.config.evaluations
+    mine = torch.tensor([SPARE * left / per_step], device=trainer.device)
+    return max(1, int(trainer.accelerator.gather(mine).min()))
+
+
+def _copy(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def _seconds(trainer: Trainer, work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter() - started

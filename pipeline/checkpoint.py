@@ -1,0 +1,142 @@
+"""Checkpoints of a training and finished models: save, verify, load, keep the last few and the best."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pipeline.errors import CheckpointError
+from pipeline.storage import (
+    MANIFEST,
+    atomic_folder,
+    load_strictly,
+    load_tensors,
+    read_json,
+    save_tensors,
+    verify,
+    write_json,
+    write_manifest,
+)
+
+FORMAT_VERSION: Final = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass
+class Progress:
+    """Where a training stands. `step` counts the steps done; `best` is the lowest held-out value so far."""
+
+    total_steps: int
+    step: int = 0
+    best: float = float("inf")
+    best_step: int = 0
+
+
+@dataclass
+class TrainingState:
+    """All that a training changes."""
+
+    task: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    progress: Progress
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are evaluated and kept: the average where there is one."""
+        return self.task if self.average is None else self.average.module
+
+
+def save_checkpoint(checkpoints: Path, state: TrainingState, keep: int) -> None:
+    """Write all state after a step, then remove all but the latest `keep` checkpoints."""
+    with atomic_folder(checkpoints / f"step-{state.progress.step:09d}") as folder:
+        save_tensors(folder / WEIGHTS, state.task.state_dict())
+        save_tensors(folder / "optimizer.safetensors", optimizer_tensors(state.task, state.optimizer))
+        if state.average is not None:
+            save_tensors(folder / "average.safetensors", state.average.state_dict())
+        write_json(folder / "progress.json", asdict(state.progress))
+    for old in list_checkpoints(checkpoints)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, state: TrainingState) -> None:
+    """Restore all state, bit for bit, but for `total_steps`, which the run may have extended."""
+    verify(folder)
+    load_strictly(state.task, folder / WEIGHTS)
+    if state.average is not None:
+        load_strictly(state.average, folder / "average.safetensors")
+    _load_optimizer(state.task, state.optimizer, load_tensors(folder / "optimizer.safetensors"))
+    saved = read_json(folder / "progress.json")
+    state.progress.step = int(saved["step"])
+    state.progress.best, state.progress.best_step = float(saved["best"]), int(saved["best_step"])
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+
+
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is undamaged, and what is wrong with newer ones."""
+    complaints: list[str] = []
+    for path in reversed(list_checkpoints(checkpoints)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            complaints.append(str(error))
+        else:
+            return path, complaints
+    return None, complaints
+
+
+def save_best(checkpoints: Path, state: TrainingState) -> None:
+    """Keep the evaluated weights of this step as the best so far."""
+    with atomic_folder(checkpoints / f"best-{state.progress.step:09d}") as folder:
+        save_tensors(folder / WEIGHTS, state.evaluated.state_dict())
+    for old in sorted(checkpoints.glob("best-*"))[:-1]:
+        shutil.rmtree(old)
+
+
+def publish(folder: Path, config: Mapping[str, Any], best_step: int, others: list[str]) -> None:
+    """Make the best weights the model of a folder. Until its new manifest stands, the folder holds no model.
+
+    `others` are files there that belong to the model.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.copyfile(folder / "checkpoints" / f"best-{best_step:09d}" / WEIGHTS, folder / WEIGHTS)
+    write_json(folder / CONFIG, config)
+    write_manifest(folder, [CONFIG, WEIGHTS, *others])
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a published model."""
+    return (folder / MANIFEST).is_file()
+
+
+def optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors, `parameter.exp_avg` and so on."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in task.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+def _load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[Tensor, dict[str, Tensor]] = {}
+    parameters = dict(task.named_parameters())
+    for key, value in tensors.items():
+        name, entry = key.rsplit(".", 1)
+        if name not in parameters:
+            raise CheckpointError(f"the optimizer's state names {name}, which the model does not have")
+        parameter = parameters[name]
+        state.setdefault(parameter, {})[entry] = value.to(parameter.device) if entry != "step" else value
+    optimizer.state.update(state)

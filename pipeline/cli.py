@@ -1,0 +1,131 @@
+"""The command `gen`: it parses, calls and prints. What it calls is the Python API."""
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import commands
+from pipeline.data import DataConfig
+from pipeline.errors import GenError
+from pipeline.generate import SampleConfig
+from pipeline.options import flags
+from pipeline.settings import PRESETS, TrainingConfig
+from stage1_vqvae import VQVAEConfig, VQVAEError
+from stage2_prior import PixelCNNConfig, PriorError, Warp
+
+_KNOWN_FAULTS = (GenError, VQVAEError, PriorError)
+
+
+class _Group(click.Group):
+    """Prints a fault that a person can mend in a line or two, and exits with its code; `--debug` adds the traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except _KNOWN_FAULTS as error:
+            if context.params["debug"]:
+                traceback.print_exc()
+            click.echo(f"gen: error: {error}", err=True)
+            sys.exit(getattr(error, "exit_code", 2))
+        except OSError as error:
+            if context.params["debug"]:
+                traceback.print_exc()
+            click.echo(f"gen: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+            sys.exit(6)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="gen-images")
+def main(debug: bool) -> None:
+    """Learn a codebook from images, learn its maps, draw new images.
+
+    \b
+      gen train-vqvae && gen train-prior && gen sample --n 64
+    """
+
+
+def _training_options(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What both trainings can be asked for besides the fields of their configurations."""
+    options = [
+        click.option("--preset", type=click.Choice(list(PRESETS)), help="Size [default: small for digits, else base]."),
+        click.option("--config", type=click.Path(path_type=Path), help="A config.json that a run saved: its options."),
+        click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/ and the data's name]."),
+        click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),
+        click.option("--log", type=click.Choice(["tensorboard"]), help="Log there too, besides metrics.jsonl."),
+    ]
+    return lambda command: functools.reduce(lambda done, option: option(done), reversed(options), command)
+
+
+@main.command()
+@_training_options("vqvae")
+@flags(DataConfig, VQVAEConfig, TrainingConfig, preset=PRESETS["base"].vqvae)
+def train_vqvae(**options: Any) -> None:
+    """Stage 1: learn a codebook from images."""
+    commands.train_vqvae(options)
+
+
+@main.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_training_options("prior")
+@click.option("--data", help="Where the images are now, if stage 1 found them elsewhere.")
+@flags(PixelCNNConfig, TrainingConfig, preset=PRESETS["base"].prior)
+def train_prior(run: Path | None, **options: Any) -> None:
+    """Stage 2: learn how the codes of a run (by default the newest) are distributed."""
+    commands.train_prior(run, options)
+
+
+@main.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--class", "label", help="Class to draw, by name or number [default: in the data's proportions].")
+@click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
+@click.option("--out", type=click.Path(path_type=Path), help="New folder [default: RUN/samples/seed-SEED].")
+@flags(SampleConfig, Warp)
+def sample(run: Path | None, label: str | None, device: str | None, out: Path | None, **options: Any) -> None:
+    """Draw new images from a run (by default the newest)."""
+    commands.sample(run, label, device, out, {name: value for name, value in options.items() if value is not None})
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder [default: the newest].")
+@click.option("--out", type=click.Path(path_type=Path), default="reconstructions.png", show_default=True)
+def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path) -> None:
+    """Show images (files, folders or .zips) above what their codes keep of them."""
+    commands.reconstruct(paths, run, out)
+
+
+@main.command()
+@click.argument("data")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder [default: the newest].")
+@click.option("--out", type=click.Path(path_type=Path), default="codes.safetensors", show_default=True)
+def encode(data: str, run: Path | None, out: Path) -> None:
+    """Turn images (a folder, a .zip or a dataset's name) into a file of code maps."""
+    commands.encode(data, run, out)
+
+
+@main.command()
+@click.argument("codes", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder [default: the newest].")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the images.")
+def decode(codes: Path, run: Path | None, out: Path) -> None:
+    """Turn a file of code maps into images."""
+    commands.decode(codes, run, out)
+
+
+@main.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+def info(run: Path | None) -> None:
+    """Say what a run (by default the newest) holds, and check its files."""
+    commands.info(run)
+
+
+@main.command()
+def doctor() -> None:
+    """Say what is installed, which devices there are, and whether torch and torchvision fit together."""
+    commands.doctor()

@@ -1,0 +1,196 @@
+"""What the commands do around the API: choose what to show, and say where results lie and what to type next."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from pipeline import images as pictures
+from pipeline import previews, processes
+from pipeline.checkpoint import is_finished, list_checkpoints
+from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes, unigram_entropy
+from pipeline.data import DataConfig, ImageSet, load_images
+from pipeline.doctor import report
+from pipeline.errors import CheckpointError, UsageError
+from pipeline.generate import Model, SampleConfig, Samples, generate, samples_folder
+from pipeline.options import build
+from pipeline.reporting import Console, Reporter, Silent, table
+from pipeline.run import RunFolder, VQVAERun, find_run, load_prior, load_vqvae
+from pipeline.stage1 import train_vqvae as run_stage1
+from pipeline.stage2 import train_prior as run_stage2
+from pipeline.storage import load_metadata
+from stage2_prior import Warp
+
+SHOWN = 64  # images in a picture of reconstructions
+
+
+def _reporter() -> Reporter:
+    return Console() if _is_main() else Silent()
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print(text: str) -> None:
+    if _is_main():
+        click.echo(text)
+
+
+def train_vqvae(options: dict[str, Any]) -> None:
+    """Stage 1."""
+    done = run_stage1(reporter=_reporter(), **options)
+    _print(f"wrote {done.run / 'vqvae'} ({_values(done.held_out)} held out); next: gen train-prior {done.run}")
+
+
+def train_prior(run: Path | None, options: dict[str, Any]) -> None:
+    """Stage 2."""
+    done = run_stage2(run, reporter=_reporter(), **options)
+    _print(f"wrote {done.run / 'prior'} ({_values(done.held_out)} held out); next: gen sample {done.run} --n 64")
+
+
+def sample(run: Path | None, label: str | None, device: str | None, out: Path | None, options: dict[str, Any]) -> None:
+    """New images."""
+    config, _ = build([SampleConfig, Warp], options, {})
+    folder = find_run(run, "prior")
+    target = out or samples_folder(folder, config.seed, label)
+    _refuse_existing(target, "choose another --seed or --out")
+    _reporter().say(f"drawing {config.n:,} images from {folder.path}, seed {config.seed}")
+    samples = generate(folder.path, **{"n": config.n, **options}, label=label, device=device)
+    if _is_main():
+        samples.save(target)
+    _print(f"wrote {len(samples):,} images into {target}; see {target / 'grid.png'}")
+
+
+def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path) -> None:
+    """Originals above reconstructions, in one picture."""
+    _refuse_existing(out)
+    model = _load_stage1(run)
+    sets = [_images_like(model.vqvae.config, str(path)).images for path in paths]
+    originals = torch.cat([torch.from_numpy(images.copy()) for images in sets])[:SHOWN]
+    restored = model.reconstruct(originals)
+    picture = previews.interleaved(originals.numpy(), restored.numpy())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.grid(picture, min(previews.COLUMNS, len(originals))).save(out)
+    error = (originals.double() - restored.double()).div(255).square().mean()
+    _print(
+        f"wrote {out}: {len(originals)} images, each above its reconstruction; PSNR {-10 * math.log10(error):.2f} dB"
+    )
+
+
+def encode(data: str, run: Path | None, out: Path) -> None:
+    """Images to code maps."""
+    _refuse_existing(out)
+    model = _load_stage1(run)
+    images = _images_like(model.vqvae.config, data)
+    codes = model.encode(torch.from_numpy(images.images.copy()))
+    dtype = code_dtype(model.vqvae.config.model.num_codes)
+    labels = None if images.labels is None else torch.from_numpy(images.labels)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    maps = CodeMaps(tuple(level.to(dtype) for level in codes), labels)
+    save_codes(out, maps, {"vqvae_sha256": model.vqvae.sha256, "fingerprint": images.fingerprint})
+    _print(f"wrote {out}: {len(maps):,} code maps, {_sizes(maps)}; back to images: gen decode {out} --out DIR")
+
+
+def decode(codes: Path, run: Path | None, out: Path) -> None:
+    """Code maps to images."""
+    _refuse_existing(out)
+    model = _load_stage1(run)
+    maps = load_codes(codes)
+    written_by = load_metadata(codes).get("vqvae_sha256", model.vqvae.sha256)
+    if written_by != model.vqvae.sha256:
+        raise CheckpointError(
+            f"{codes} was written by another vqvae: sha256 {written_by[:12]}, this run has {model.vqvae.sha256[:12]}; "
+            "name the run it came from with --run"
+        )
+    Samples(model.decode(maps.levels), maps.levels, maps.labels).save(out)
+    _print(f"wrote {len(maps):,} images into {out}")
+
+
+def doctor() -> None:
+    """What is installed."""
+    text, well = report()
+    click.echo(text)
+    if not well:
+        raise UsageError("torch and torchvision do not fit together; install both anew, from the same place")
+
+
+def info(run: Path | None) -> None:
+    """What a run folder holds; its files are verified on the way."""
+    folder = find_run(run, "vqvae")
+    rows = [("run", str(folder.path))]
+    for stage, describe in ((folder.vqvae, _describe_vqvae), (folder.prior, _describe_prior)):
+        if is_finished(stage):
+            rows += describe(folder)
+        elif stage.exists():
+            rows.append((stage.name, f"unfinished, {len(list_checkpoints(stage / 'checkpoints'))} checkpoints"))
+    samples = sorted(path.name for path in folder.samples.glob("[!.]*"))
+    _print(table([*rows, ("samples", ", ".join(samples) or "none")]))
+
+
+def _describe_vqvae(folder: RunFolder) -> list[tuple[str, str]]:
+    loaded = load_vqvae(folder)
+    model, training = loaded.config.model, loaded.config.training
+    return [
+        (
+            "vqvae",
+            f"{training.steps:,} steps of {training.batch_size} images, sha256 {loaded.sha256[:12]}, verified",
+        ),
+        ("  data", f"{loaded.config.data.data}, {len(loaded.config.class_names)} classes"),
+        ("  images", f"{model.channels} x {model.height} x {model.width}"),
+        ("  codes", f"{model.code_height} x {model.code_width}, each one of {model.num_codes}"),
+        ("  held out", _last_evaluation(folder.vqvae)),
+    ]
+
+
+def _describe_prior(folder: RunFolder) -> list[tuple[str, str]]:
+    loaded = load_prior(folder, load_vqvae(folder).sha256)
+    model, training = loaded.config.model, loaded.config.training
+    codes = load_codes(folder.codes / "held_out.safetensors").levels[0] if folder.codes.exists() else None
+    unigram = "" if codes is None else f", by frequency alone {unigram_entropy(codes, model.num_codes):.3f}"
+    return [
+        (
+            "prior",
+            f"{type(loaded.model).__name__}, {training.steps:,} steps of {training.batch_size} maps, verified",
+        ),
+        (
+            "  held out",
+            f"{_last_evaluation(folder.prior)} (uniform {math.log(model.num_codes):.3f}{unigram})",
+        ),
+    ]
+
+
+def _last_evaluation(stage: Path) -> str:
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    held_out = [line for line in lines if any(name.startswith("held_out_") for name in line)]
+    last = {name.removeprefix("held_out_"): value for name, value in held_out[-1].items() if name != "step"}
+    return _values(last)
+
+
+def _load_stage1(run: Path | None) -> Model:
+    device = processes.start().device
+    return Model(load_vqvae(find_run(run, "vqvae"), device), None)
+
+
+def _images_like(config: VQVAERun, data: str) -> ImageSet:
+    """Images made as stage 1 takes them."""
+    size = f"{config.model.height}x{config.model.width}"
+    colour: pictures.Colour = "grey" if config.model.channels == 1 else "colour"
+    return load_images(DataConfig(data=data, image_size=size, colour=colour))
+
+
+def _refuse_existing(path: Path, remedy: str = "choose another --out") -> None:
+    if path.exists():
+        raise UsageError(f"{path} exists already; {remedy}")
+
+
+def _sizes(maps: CodeMaps) -> str:
+    return " + ".join(f"{level.shape[1]} x {level.shape[2]}" for level in maps.levels)
+
+
+def _values(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

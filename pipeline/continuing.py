@@ -1,0 +1,76 @@
+"""Whether a stage's folder is new, to be resumed, or to be left alone; nothing is ever overwritten."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import CONFIG, is_finished, newest_checkpoint
+from pipeline.errors import CheckpointError, UsageError
+from pipeline.options import contradictions, flatten
+from pipeline.reporting import Reporter
+from pipeline.run import PriorRun, Saved, VQVAERun, read_config
+from pipeline.settings import TrainingConfig
+from pipeline.storage import read_json, verify
+
+AUTO = "auto"
+
+
+def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Mapping[str, Any]) -> Saved | None:
+    """The configuration of the run to resume, with `--steps` extended; None to start anew.
+
+    Raises UsageError when the folder is taken and `resume` is not given, or a flag contradicts what was saved.
+    """
+    if not (folder / CONFIG).exists():
+        if resume not in (None, AUTO):
+            raise CheckpointError(f"{folder} holds no run to resume")
+        return None
+    if resume is None:
+        held = "a finished model" if is_finished(folder) else "an unfinished run"
+        raise UsageError(
+            f"{folder} already holds {held}; go on with --resume auto (--steps extends it), or choose another --out"
+        )
+    saved = read_config(folder, kind)
+    differing: list[str] = contradictions(options, _options_of(saved), free=("steps", "data", "memory_gib"))
+    if differing:
+        raise UsageError("\n".join([*differing, "leave these flags out to resume, or choose another --out"]))
+    return replace(saved, training=_extended(folder, saved.training, options.get("steps")))
+
+
+def _options_of(saved: VQVAERun | PriorRun) -> dict[str, Any]:
+    return flatten(*(getattr(saved, name) for name in ("model", "training", "data") if hasattr(saved, name)))
+
+
+def _extended(folder: Path, training: TrainingConfig, steps: int | None) -> TrainingConfig:
+    done = training.steps or 0
+    if steps is not None and steps < done:
+        raise UsageError(f"--steps {steps} is less than the {done} steps that {folder} was started with")
+    if is_finished(folder) and (steps is None or steps == done):
+        raise UsageError(f"{folder} has done its {done} steps; to train it further, pass --steps of more than {done}")
+    return training if steps is None else replace(training, steps=steps)
+
+
+def checkpoint_to_resume(folder: Path, resume: str | None, reporter: Reporter) -> Path | None:
+    """The checkpoint to go on from: the one named, verified, or the newest undamaged one, if there is any."""
+    if resume is None:
+        return None
+    if resume != AUTO:
+        verify(Path(resume))
+        return Path(resume)
+    checkpoint, complaints = newest_checkpoint(folder / "checkpoints")
+    for complaint in complaints:
+        reporter.say(f"skipped: {complaint}")
+    where = "from the start: there is no checkpoint yet" if checkpoint is None else f"from {checkpoint}"
+    reporter.say(f"resuming {where}")
+    return checkpoint
+
+
+def folder_of_checkpoint(resume: str | None) -> Path | None:
+    """The stage's folder that a checkpoint named by its path lies in: STAGE/checkpoints/step-..."""
+    if resume in (None, AUTO):
+        return None
+    path = Path(str(resume)).resolve()
+    if path.parent.name != "checkpoints" or not (path / "progress.json").is_file():
+        raise CheckpointError(f"{resume} is no checkpoint; one is called .../checkpoints/step-000000700")
+    read_json(path / "progress.json")
+    return path.parent.parent

@@ -1,0 +1,97 @@
+"""One image file as a person sees it: orientation, transparency, depth and colour made plain, then cut to size."""
+
+import io
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Colour = Literal["grey", "colour"]
+
+NEAREST = Image.Resampling.NEAREST
+
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class BadImageError(ValueError):
+    """A file that is no image, or one that cannot be shown."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode a file to mode L or RGB: first frame, EXIF rotation applied, transparency over white.
+
+    Raises BadImageError with a reason in a few words.
+    """
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            file.load()
+            return _as_seen(ImageOps.exif_transpose(file))
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image that Pillow can read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(f"too many pixels ({Image.MAX_IMAGE_PIXELS:,} at most)") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise BadImageError(str(error) or type(error).__name__) from error
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        return _from_sixteen_bits(np.asarray(image))
+    if image.mode == "F":
+        return _from_floats(np.asarray(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _from_sixteen_bits(values: np.ndarray) -> Image.Image:
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise BadImageError(f"integer pixels from {values.min()} to {values.max()}; 0 to 65535 can be shown")
+    return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8), "L")
+
+
+def _from_floats(values: np.ndarray) -> Image.Image:
+    if not (values.min(initial=0) >= 0 and values.max(initial=0) <= 1):  # also true for NaN
+        raise BadImageError(f"float pixels from {values.min()} to {values.max()}; 0 to 1 can be shown")
+    return Image.fromarray((values * 255).round().astype(np.uint8), "L")
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether a decoded image has no colour."""
+    if image.mode == "L":
+        return True
+    red, green, blue = (np.asarray(band) for band in image.split())
+    return bool((red == green).all() and (green == blue).all())
+
+
+def fit(image: Image.Image, height: int, width: int, colour: Colour) -> UInt8[np.ndarray, "c height width"]:
+    """Resize until the shorter side fits, cut the centre, and lay out as (channels, height, width)."""
+    image = image.convert("L" if colour == "grey" else "RGB")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if colour == "grey" else pixels.transpose(2, 0, 1)
+
+
+def to_pil(pixels: UInt8[np.ndarray, "c h w"]) -> Image.Image:
+    """The inverse of `fit`: (1 or 3, height, width) to a PIL image."""
+    return Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0))
+
+
+def grid(images: UInt8[np.ndarray, "n c h w"], columns: int, padding: int = 2) -> Image.Image:
+    """Lay images out in rows on white."""
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    canvas = np.full(
+        (channels, rows * (height + padding) + padding, columns * (width + padding) + padding), 255, np.uint8
+    )
+    for index, image in enumerate(images):
+        top = padding + index // columns * (height + padding)
+        left = padding + index % columns * (width + padding)
+        canvas[:, top : top + height, left : left + width] = image
+    return to_pil(canvas)

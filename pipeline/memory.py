@@ -1,0 +1,36 @@
+"""What a training will need, said before it starts."""
+
+import torch
+from torch import Tensor
+
+from pipeline.randomness import batch_places
+from pipeline.training import Trainer
+
+_PROBE = 2  # images of the forward pass whose saved tensors are counted
+
+
+def expected_memory(trainer: Trainer) -> int:
+    """Bytes a process for weights, gradients, AdamW's two moments, the average, and a micro-batch's activations."""
+    parameters = sum(p.numel() * p.element_size() for p in trainer.task.parameters())
+    copies = 5 if trainer.config.average_decay else 4
+    micro_batch = trainer.config.batch_size // (trainer.config.micro_batches or 1)
+    return copies * parameters + _saved_bytes(trainer) * micro_batch // _PROBE
+
+
+def _saved_bytes(trainer: Trainer) -> int:
+    """Bytes that a forward pass over a few images keeps for the backward pass, weights not counted."""
+    weights = {p.data_ptr() for p in trainer.task.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    places = batch_places(trainer.config.seed, 0, _PROBE, trainer.data.population)
+    batch = trainer.data.training_batch(places, trainer.device)
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with trainer.autocast():
+            output = trainer.task(batch, 0.0)
+        del output
+    return sum(kept.values())

@@ -1,0 +1,55 @@
+"""The processes of a run: what accelerate is asked for, and what is refused by name."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from pipeline.errors import UsageError
+from pipeline.settings import Precision
+
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
+    """Join the processes that were launched. Raises UsageError for a launch that would go wrong silently.
+
+    Precision is left to `autocast`: accelerate keeps it in a singleton, which two trainings in one process share.
+    """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16"):
+        raise UsageError(f"mixed precision {precision!r} is not supported; use --precision bfloat16 or float32")
+    accelerator = Accelerator(mixed_precision="no", log_with=log, project_dir=folder)
+    if accelerator.distributed_type not in _SUPPORTED:
+        raise UsageError(
+            f"{accelerator.distributed_type.value} is not supported; launch with --multi_gpu, or without options"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UsageError(
+            f"{launched} processes were launched, but each sees {accelerator.num_processes}: all would write the same "
+            "files. Without a GPU set ACCELERATE_USE_CPU=1; see README, 'Several processes'"
+        )
+    return accelerator
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """`auto` as what this device does fast; the answer is saved, so that a resumed run computes alike."""
+    if precision != "auto":
+        return precision
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or _has_bfloat16(device):
+        return "bfloat16"
+    return "float32"
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Run matrix products in the configured precision; weights stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

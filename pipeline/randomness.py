@@ -1,0 +1,76 @@
+"""Randomness as a function of (seed, purpose, index), never of what ran before.
+
+numpy's SeedSequence does the hashing. Sampling noise has its own hash, in stage2_prior/noise.py.
+"""
+
+from enum import IntEnum
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+
+
+class Purpose(IntEnum):
+    """What random numbers are for. The values are part of what a seed means: never renumber them."""
+
+    SPLIT = 0
+    ORDER = 1
+    FLIP = 2
+    TRAINING_NOISE = 3
+    CODEBOOK = 4
+    WEIGHTS = 5
+    LABELS = 6
+
+
+def number(seed: int, purpose: Purpose, *index: int) -> int:
+    """A 63-bit seed for a generator of torch."""
+    return int(np.random.SeedSequence([seed, purpose, *index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
+    """A numpy generator."""
+    return np.random.default_rng([seed, purpose, *index])
+
+
+def generator(seed: int, purpose: Purpose, *index: int, device: torch.device) -> torch.Generator:
+    """A torch generator on a device."""
+    return torch.Generator(device).manual_seed(number(seed, purpose, *index))
+
+
+class Places(NamedTuple):
+    """Which items make up a batch, and in which epoch each of them is met."""
+
+    items: Int[np.ndarray, "batch"]
+    epochs: Int[np.ndarray, "batch"]
+
+
+def batch_places(seed: int, step: int, batch_size: int, population: int) -> Places:
+    """The batch of a step. Epochs follow each other without a seam, each in an order of its own."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, offsets = np.divmod(positions, population)
+    items = np.empty_like(offsets)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        items[chosen] = _order(seed, int(epoch), population)[offsets[chosen]]
+    return Places(items, epochs)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, population: int) -> Int[np.ndarray, "population"]:
+    return stream(seed, Purpose.ORDER, epoch).permutation(population)
+
+
+def flips(seed: int, places: Places, population: int) -> Bool[np.ndarray, "batch"]:
+    """Whether each item of a batch is mirrored: a coin of (seed, epoch, item)."""
+    result = np.empty(len(places.items), dtype=bool)
+    for epoch in np.unique(places.epochs):
+        chosen = places.epochs == epoch
+        result[chosen] = _coins(seed, int(epoch), population)[places.items[chosen]]
+    return result
+
+
+@lru_cache(maxsize=4)
+def _coins(seed: int, epoch: int, population: int) -> Bool[np.ndarray, "population"]:
+    return stream(seed, Purpose.FLIP, epoch).random(population) < 0.5

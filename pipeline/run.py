@@ -1,0 +1,162 @@
+"""A run folder: where each thing lies in it, what its configs hold, and how its models are loaded."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from pipeline.checkpoint import CONFIG, FORMAT_VERSION, WEIGHTS, is_finished
+from pipeline.data import DataConfig
+from pipeline.errors import CheckpointError, UsageError, describe
+from pipeline.settings import TrainingConfig
+from pipeline.storage import load_strictly, read_json, sha256, verify
+from stage1_vqvae import VQVAE, VQVAEConfig
+from stage2_prior import PixelCNN, PixelCNNConfig, Prior, PriorTask
+
+RUNS = Path("runs")
+SPLIT = "split.safetensors"
+
+_FORBID = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_FORBID)
+class VQVAERun:
+    """config.json of stage 1."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    kind: Literal["vqvae"] = "vqvae"
+    model: VQVAEConfig
+    training: TrainingConfig
+    data: DataConfig
+    fingerprint: str
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=_FORBID)
+class PriorRun:
+    """config.json of stage 2, with the hash of the stage-1 weights that its codes mean something to."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    kind: Literal["prior"] = "prior"
+    model: PixelCNNConfig
+    training: TrainingConfig
+    level: int = 0
+    vqvae_sha256: str
+    class_names: tuple[str, ...]
+    class_weights: tuple[float, ...]
+
+
+class RunFolder(NamedTuple):
+    """The places in a run folder."""
+
+    path: Path
+
+    @property
+    def vqvae(self) -> Path:
+        """Stage 1."""
+        return self.path / "vqvae"
+
+    @property
+    def codes(self) -> Path:
+        """The extracted code maps."""
+        return self.path / "codes"
+
+    @property
+    def prior(self) -> Path:
+        """Stage 2, level 0."""
+        return self.path / "prior" / "0"
+
+    @property
+    def samples(self) -> Path:
+        """Generated images, a folder a seed."""
+        return self.path / "samples"
+
+
+Saved = TypeVar("Saved", VQVAERun, PriorRun)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def read_config(folder: Path, kind: type[Saved]) -> Saved:
+    """The config.json of a stage. Raises CheckpointError."""
+    content = read_json(folder / CONFIG)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder / CONFIG} has format_version {version}; this version reads {FORMAT_VERSION}")
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / CONFIG} is not a configuration of this kind: {describe(error)}") from error
+
+
+def as_json(config: VQVAERun | PriorRun) -> dict[str, Any]:
+    """What config.json holds."""
+    return asdict(config)
+
+
+class LoadedVQVAE(NamedTuple):
+    """Stage 1, ready for use, its configuration, and the hash of its weights."""
+
+    model: VQVAE
+    config: VQVAERun
+    sha256: str
+
+
+def load_vqvae(run: RunFolder, device: torch.device | str = "cpu") -> LoadedVQVAE:
+    """Load stage 1 of a run, verified. Raises CheckpointError."""
+    verify(run.vqvae)
+    config = read_config(run.vqvae, VQVAERun)
+    model = VQVAE(config.model)
+    load_strictly(model, run.vqvae / WEIGHTS)
+    return LoadedVQVAE(_ready(model, device), config, sha256(run.vqvae / WEIGHTS))
+
+
+class LoadedPrior(NamedTuple):
+    """Stage 2, ready for use, and its configuration."""
+
+    model: Prior
+    config: PriorRun
+
+
+def load_prior(run: RunFolder, vqvae_sha256: str, device: torch.device | str = "cpu") -> LoadedPrior:
+    """Load stage 2 of a run, verified to belong to these stage-1 weights. Raises CheckpointError."""
+    if not is_finished(run.prior):
+        raise CheckpointError(f"{run.path} has no finished prior; train one with `gen train-prior {run.path}`")
+    verify(run.prior)
+    config = read_config(run.prior, PriorRun)
+    check_belongs(run, config, vqvae_sha256)
+    task = PriorTask(PixelCNN(config.model))
+    load_strictly(task, run.prior / WEIGHTS)
+    return LoadedPrior(_ready(task, device).prior, config)
+
+
+def _ready(module: Network, device: torch.device | str) -> Network:
+    """On the device, laid out for fast convolutions, and no longer to be trained."""
+    return module.to(torch.device(device)).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def check_belongs(run: RunFolder, prior: PriorRun, vqvae_sha256: str) -> None:
+    """Raise CheckpointError unless a prior was trained on the codes of these stage-1 weights."""
+    if prior.vqvae_sha256 != vqvae_sha256:
+        raise CheckpointError(
+            f"the prior in {run.prior} was trained on the codes of another vqvae: sha256 {prior.vqvae_sha256[:12]}, "
+            f"this one has {vqvae_sha256[:12]}; train a new prior with `gen train-prior {run.path} --out NEW_RUN`"
+        )
+
+
+def find_run(run: str | Path | None, stage: Literal["vqvae", "prior"]) -> RunFolder:
+    """The named run, or the newest under runs/ that has this stage finished. Raises UsageError, CheckpointError."""
+    if run is not None:
+        folder = RunFolder(Path(run))
+        if not folder.path.is_dir():
+            raise CheckpointError(f"there is no run folder {run}")
+        return folder
+    finished = [f for f in map(RunFolder, RUNS.glob("*")) if is_finished(getattr(f, stage))]
+    if not finished:
+        raise UsageError(
+            f"no finished {stage} under {RUNS.resolve()}; train one with `gen train-{stage}`, or name a run"
+        )
+    return max(finished, key=lambda f: (getattr(f, stage) / WEIGHTS).stat().st_mtime)

@@ -1,0 +1,108 @@
+"""Where images come from: a folder, a .zip read in place. A source is a sorted list of names and a way to read one."""
+
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Names of image files with forward slashes, in natural order, and a function from a name to its bytes.
+
+    `stamp` identifies the files without reading them (sizes and times), for the cache of decoded images.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[str], bytes]
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The class of every image of a source, and the names of the classes in the order of their numbers."""
+
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
+def open_source(path: Path) -> Source:
+    """A folder, a .zip or a single image as a source. Raises DataError when there is no such path, or no image in it."""
+    if not path.exists():
+        raise DataError(f"no such file or folder: {path}; --data takes a folder of images, a .zip of one, or a name")
+    source = _open_folder(path) if path.is_dir() else _open_file(path)
+    if not source.names:
+        raise DataError(f"no images under {path}; looked for {', '.join(sorted(SUFFIXES))}")
+    return source
+
+
+def _open_folder(root: Path) -> Source:
+    files = {name: root / name for name in _walk(root) if _is_image(name)}
+    names = tuple(sorted(files, key=_natural))
+    stats = ((name, files[name].stat()) for name in names)
+    stamp = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+    return Source(names, lambda name: files[name].read_bytes(), stamp)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Names of all files below a folder. Links are followed, no folder is entered twice."""
+    seen = {root.resolve()}
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        real = {name: (here / name).resolve() for name in sorted(subfolders)}
+        subfolders[:] = [name for name, target in real.items() if target not in seen]
+        seen |= set(real.values())
+        yield from ((here / name).relative_to(root).as_posix() for name in files if (here / name).is_file())
+
+
+def _open_file(path: Path) -> Source:
+    if path.suffix.lower() in SUFFIXES:
+        return Source((path.name,), lambda _: path.read_bytes(), f"{path.stat().st_size} {path.stat().st_mtime_ns}")
+    return _open_zip(path)
+
+
+def _open_zip(path: Path) -> Source:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path} is neither a folder nor a readable .zip: {error}") from error
+    members = {info.filename: info for info in archive.infolist() if not info.is_dir() and _is_image(info.filename)}
+    names = tuple(sorted(members, key=_natural))
+    stamp = "\n".join(f"{name} {members[name].file_size} {members[name].CRC}" for name in names)
+    return Source(names, archive.read, stamp)
+
+
+def _is_image(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+    return not hidden and PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which `img10` comes after `img9`."""
+    pieces = re.findall(r"\d+|\D+", name)
+    return [(0, int(piece), "") if piece.isdigit() and piece.isascii() else (1, 0, piece) for piece in pieces]
+
+
+def label_by_folder(names: tuple[str, ...]) -> Labelling | None:
+    """One class for each folder below the last one that holds everything; None for a flat or mixed layout."""
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    common = _common_length(folders)
+    if any(len(folder) == common for folder in folders):
+        return None
+    classes = sorted({folder[common] for folder in folders}, key=_natural)
+    number = {name: index for index, name in enumerate(classes)}
+    return Labelling(tuple(number[folder[common]] for folder in folders), tuple(classes))
+
+
+def _common_length(folders: list[tuple[str, ...]]) -> int:
+    """How many leading parts all paths share."""
+    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    return sum(1 for _ in alike)

@@ -1,0 +1,191 @@
+"""Train stage 1: what `gen train-vqvae` calls."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import previews, processes
+from pipeline.batches import ImageBatches
+from pipeline.continuing import folder_of_checkpoint, saved_run
+from pipeline.data import (
+    ARRAY,
+    EMBEDDED,
+    NAMED,
+    DataConfig,
+    ImageSet,
+    Split,
+    from_array,
+    load_images,
+    pixel_variance,
+    split,
+)
+from pipeline.errors import DataError
+from pipeline.launch import (
+    Launch,
+    Trained,
+    carry_out,
+    fit_to_processes,
+    make_folder,
+    merge,
+    seeded_weights,
+)
+from pipeline.options import build, flatten
+from pipeline.reporting import Reporter, Silent
+from pipeline.run import RUNS, SPLIT, RunFolder, VQVAERun
+from pipeline.settings import TrainingConfig
+from pipeline.storage import save_tensors
+from pipeline.training import Trainer
+from stage1_vqvae import VQVAE, VQVAEConfig
+
+CONFIGS = (DataConfig, VQVAEConfig, TrainingConfig)
+
+
+def train_vqvae(
+    *,
+    out: str | Path | None = None,
+    resume: str | None = None,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    log: str | None = None,
+    images: np.ndarray | Tensor | None = None,
+    targets: np.ndarray | Tensor | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Trained:
+    """Learn a codebook, into OUT/vqvae.
+
+    `options` are the fields of DataConfig, VQVAEConfig and TrainingConfig; those not given come from `config` (a
+    config.json that a run saved), then from `preset`. `images`, uint8 (n, 1 or 3, h, w), may stand in place of
+    `data`, with integer `targets` (n,) as classes. `resume`: "auto", or a checkpoint's path. Raises GenError.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if images is not None:
+        given["data"] = ARRAY
+    stage = folder_of_checkpoint(resume)
+    run = RunFolder(stage.parent if stage else Path(out or default_folder(given)))
+    launch = Launch(given, processes.start(log, run.vqvae), reporter or Silent(), resume)
+    saved = saved_run(run.vqvae, VQVAERun, resume, given)
+    if saved:
+        settings = saved
+        image_set = load(replace(saved.data, **_only_data(given)), images, targets, launch)
+        check_unchanged(run, saved, image_set)
+    else:
+        wanted = _new_options(given, preset, config)
+        image_set = load(wanted.data, images, targets, launch)
+        settings = _new_run(wanted, image_set, launch)
+    return _train(launch, run, settings, image_set)
+
+
+class _Options(NamedTuple):
+    """Checked options, before the images have been looked at."""
+
+    data: DataConfig
+    model: VQVAEConfig
+    training: TrainingConfig
+
+
+def _new_options(given: dict[str, Any], preset: str | None, config: str | Path | None) -> _Options:
+    default = "small" if given.get("data", EMBEDDED) == EMBEDDED else "base"
+    merged = merge("vqvae", given, preset or default, config, CONFIGS)
+    # Any image will do to check the options: 256 pixels are divisible by every stride allowed.
+    return _Options(*build(CONFIGS, merged, {"channels": 1, "height": 256, "width": 256}))
+
+
+def _new_run(options: _Options, image_set: ImageSet, launch: Launch) -> VQVAERun:
+    channels, height, width = image_set.shape
+    shape = {"channels": channels, "height": height, "width": width}
+    return VQVAERun(
+        model=build([VQVAEConfig], flatten(options.model), shape)[0],
+        training=fit_to_processes(options.training, launch.accelerator),
+        data=replace(options.data, data=_absolute(options.data.data)),
+        fingerprint=image_set.fingerprint,
+        class_names=image_set.class_names,
+    )
+
+
+def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageSet) -> Trained:
+    seed = settings.training.seed
+    parts = split(len(image_set.images), settings.data.held_out, seed)
+    with seeded_weights(seed):
+        task = VQVAE(settings.model, pixel_variance(image_set.images, parts.train))
+
+    def preview(model: nn.Module) -> None:
+        assert isinstance(model, VQVAE)
+        picture = previews.reconstructions(model, image_set, parts)
+        if launch.accelerator.is_main_process:
+            previews.write(run.vqvae / "reconstructions.png", picture)
+
+    make_folder(run.vqvae, launch.accelerator)
+    if launch.accelerator.is_main_process:
+        save_tensors(run.vqvae / SPLIT, {name: torch.from_numpy(part) for name, part in parts._asdict().items()})
+    trainer = Trainer(
+        task=task,
+        data=ImageBatches(image_set, parts, settings.data.flip, seed),
+        config=settings.training,
+        accelerator=launch.accelerator,
+        folder=run.vqvae,
+        reporter=launch.reporter,
+        metric="nmse",
+        preview=preview,
+    )
+    done = carry_out(launch, trainer, settings, _facts(settings, image_set, parts), [SPLIT])
+    return replace(done, run=run.path)
+
+
+def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[str, str]]:
+    model = settings.model
+    classes = f", {len(image_set.class_names)} classes" if image_set.class_names else ""
+    return [
+        ("task", "learn a codebook (stage 1)"),
+        (
+            "data",
+            f"{settings.data.data}: {len(parts.train):,} images, {len(parts.held_out):,} more held out{classes}",
+        ),
+        ("images", f"{model.channels} x {model.height} x {model.width}"),
+        ("codes", f"{model.code_height} x {model.code_width}, each one of {model.num_codes}"),
+    ]
+
+
+def load(
+    config: DataConfig,
+    images: np.ndarray | Tensor | None,
+    targets: np.ndarray | Tensor | None,
+    launch: Launch,
+) -> ImageSet:
+    """The images of a configuration, or those given as an array; one process of a machine decodes for all."""
+    if config.data == ARRAY:
+        if images is None:
+            raise DataError("this run was trained on an array: pass it again, as images=... and targets=...")
+        return from_array(images, targets, (), config)
+    launch.reporter.say(f"reading {config.data}")
+    with launch.accelerator.local_main_process_first():
+        image_set = load_images(config, shared=launch.accelerator.num_processes > 1)
+    if image_set.skipped:
+        launch.reporter.say(f"skipped {len(image_set.skipped)} unreadable images, such as {image_set.skipped[0]}")
+    return image_set
+
+
+def check_unchanged(run: RunFolder, saved: VQVAERun, image_set: ImageSet) -> None:
+    """Raise DataError unless the images are those that a run was trained on."""
+    if saved.fingerprint != image_set.fingerprint:
+        raise DataError(
+            f"the images are not those that {run.path} was trained on: fingerprint {image_set.fingerprint[:12]}, "
+            f"trained on {saved.fingerprint[:12]}; bring the old images back, or start a new run with --out"
+        )
+
+
+def default_folder(given: dict[str, Any]) -> Path:
+    """runs/NAME, where the name is that of the data."""
+    return RUNS / (Path(str(given.get("data", EMBEDDED))).expanduser().stem or "images")
+
+
+def _only_data(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in ("data", "memory_gib") if name in given}
+
+
+def _absolute(data: str) -> str:
+    return data if data in (EMBEDDED, ARRAY, *NAMED) else str(Path(data).expanduser().resolve())

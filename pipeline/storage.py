@@ -1,0 +1,139 @@
+"""Folders that are complete or not there: temporary name, manifest with sha256, fsync, rename.
+
+Tensors are safetensors, the rest is JSON; nothing is pickled, and loading runs no code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write into the yielded folder; it takes its name, with a manifest, only once all of it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield unfinished
+        write_manifest(unfinished, sorted(file.name for file in unfinished.iterdir()))
+        unfinished.chmod(0o777 & ~_umask())
+        unfinished.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_manifest(folder: Path, names: list[str]) -> None:
+    """Bring these files to the disk and write down their sizes and hashes. The manifest makes a folder complete."""
+    for name in names:
+        _sync(folder / name)
+    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    write_json(folder / MANIFEST, entries)
+    _sync(folder)
+
+
+def verify(folder: Path) -> None:
+    """Raise CheckpointError unless every file of the manifest is there and unchanged."""
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder} holds no finished model (no {MANIFEST})")
+    for name, expected in read_json(folder / MANIFEST).items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; copy the folder again, or resume from a checkpoint")
+        actual = sha256(path)
+        if actual != expected["sha256"]:
+            raise CheckpointError(
+                f"{path} is damaged: sha256 {actual[:12]}, {path.stat().st_size} bytes; the manifest says "
+                f"{expected['sha256'][:12]}, {expected['bytes']} bytes"
+            )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON under a temporary name, then rename."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    _sync(unfinished)
+    unfinished.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError when it is missing or not one."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, readable as the umask says (the library would make it private)."""
+    save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, path, dict(metadata or {}))
+    path.chmod(0o666 & ~_umask())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises CheckpointError when it is missing or damaged."""
+    with _open(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises CheckpointError when it is missing or damaged."""
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def _open(path: Path):  # type: ignore[no-untyped-def]
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def load_strictly(module: torch.nn.Module, path: Path) -> None:
+    """Fill a module from a safetensors file: every tensor there, none besides, all of the right shape."""
+    try:
+        module.load_state_dict(load_tensors(path), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its config.json: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,312 @@
+"""The one training loop. It serves both stages through `Task` and `TrainingData`.
+
+A step is a function of the state before it and of (seed, step): the batch, its micro-batches, their noise and the
+codebook's choices all follow from these, whatever the number of processes and whether the run was resumed.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pipeline import processes
+from pipeline.checkpoint import Progress, TrainingState, load_checkpoint, save_best, save_checkpoint
+from pipeline.errors import DivergedError
+from pipeline.randomness import Places, Purpose, batch_places, generator, number
+from pipeline.reporting import Reporter
+from pipeline.settings import TrainingConfig, is_due, learning_rate
+
+LOGGED_LINES = 200  # lines of metrics.jsonl over a run, about
+POOLED_BATCHES = 4  # batches that a task may initialise itself from
+
+
+class Statistics(Protocol):
+    """What a step reports for `update`, a NamedTuple: `sums` are added up, `samples` joined, over the batch."""
+
+    @property
+    def sums(self) -> Tensor: ...
+    @property
+    def samples(self) -> Tensor: ...
+    def _replace(self, *, sums: Tensor, samples: Tensor) -> "Statistics": ...
+
+
+class Task(Protocol):
+    """What a stage gives the loop; also an nn.Module, whose `forward(batch, progress)` runs under DDP.
+
+    `forward` returns an object with `loss`, `metrics` and `statistics` (or None).
+    """
+
+    @property
+    def undecayed(self) -> Sequence[nn.Parameter]: ...
+    def initialise(self, batches: Sequence[Any], generator: torch.Generator) -> None: ...
+    def update(self, statistics: Any, progress: float, generator: torch.Generator) -> Sequence[Any]: ...
+    def evaluate(self, batch: Any) -> dict[str, Tensor]: ...
+    def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]: ...
+
+
+class TrainingData(Protocol):
+    """Where batches come from. A batch is a function of its places."""
+
+    @property
+    def population(self) -> int: ...
+    def training_batch(self, places: Places, device: torch.device) -> Any: ...
+    def held_out_batches(self, share: int, shares: int, device: torch.device) -> Iterator[Any]: ...
+
+
+class StepResult(NamedTuple):
+    """The metrics of one micro-batch or step, and what its task wants to be told of in `update`."""
+
+    metrics: dict[str, Tensor]
+    statistics: Statistics | None
+
+
+@dataclass
+class Trainer:
+    """A training run of one network.
+
+    `metric` names the held-out value whose lowest wins; `preview` is called after each evaluation on every process.
+    """
+
+    task: Any
+    data: TrainingData
+    config: TrainingConfig
+    accelerator: Accelerator
+    folder: Path
+    reporter: Reporter
+    metric: str
+    preview: Callable[[nn.Module], None]
+
+    def __post_init__(self) -> None:
+        self.device = self.accelerator.device
+        self.task.to(self.device, memory_format=torch.channels_last)
+        decay = self.config.average_decay
+        average = AveragedModel(self.task, multi_avg_fn=_warmed_up(decay)) if decay else None
+        self.module = self.accelerator.prepare_model(self.task)
+        self.state = TrainingState(self.task, self._optimizer(), average, Progress(self.config.steps or 0))
+        self.checkpoints = self.folder / "checkpoints"
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        spared = {id(p) for p in self.task.parameters() if p.ndim < 2} | {id(p) for p in self.task.undecayed}
+        groups = [
+            {
+                "params": [p for p in self.task.parameters() if id(p) not in spared],
+                "weight_decay": self.config.weight_decay,
+            },
+            {"params": [p for p in self.task.parameters() if id(p) in spared], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, betas=(0.9, self.config.beta2), fused=True)
+
+    def start(self) -> None:
+        """Let the task fit itself to a few batches, and give every process the same result."""
+        batches = [self._training_batch(self._places(step)) for step in range(POOLED_BATCHES)]
+        with torch.no_grad(), self.autocast():
+            self.task.initialise(batches, generator(self.config.seed, Purpose.CODEBOOK, device=self.device))
+        for tensor in self.task.state_dict().values():
+            if self.accelerator.num_processes > 1:
+                torch.distributed.broadcast(tensor, 0)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint."""
+        load_checkpoint(checkpoint, self.state)
+
+    def set_steps(self, config: TrainingConfig) -> None:
+        """Settle how many steps there are; schedules follow."""
+        self.config = config
+        self.state.progress.total_steps = config.steps or 0
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the last evaluation on the held-out split. Raises DivergedError."""
+        progress = self.state.progress
+        log = _Log(self)
+        result: dict[str, float] = {}
+        with _own_random_numbers(self.device):
+            for step in self.reporter.steps(range(progress.step, progress.total_steps), self.folder.name):
+                log.add(self.train_step(step))
+                progress.step = step + 1
+                if is_due(LOGGED_LINES, progress.step, progress.total_steps):
+                    log.write()
+                if is_due(self.config.evaluations, progress.step, progress.total_steps):
+                    result = self._evaluate_and_keep(log)
+                if is_due(self.config.checkpoints, progress.step, progress.total_steps):
+                    self._save()
+        return result
+
+    def train_step(self, step: int) -> StepResult:
+        """One step over the whole batch: forward and backward by micro-batches, optimizer, update, average."""
+        share = step / self.state.progress.total_steps
+        result = self._accumulate(step, share)
+        torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step, self.state.progress.total_steps)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+        noise = generator(self.config.seed, Purpose.CODEBOOK, step + 1, device=self.device)
+        for reset in self.task.update(self._over_processes(result.statistics), share, noise):
+            _forget(self.state.optimizer, reset.parameter, reset.rows)
+        if self.state.average is not None:
+            self.state.average.update_parameters(self.task)
+        return result
+
+    def _accumulate(self, step: int, share: float) -> StepResult:
+        """Gradients of the mean loss over this process's micro-batches (DDP takes the mean over processes)."""
+        places = self._places(step)
+        parts = self.config.micro_batches or 1
+        size, mine = self.config.batch_size // parts, parts // self.accelerator.num_processes
+        first = self.accelerator.process_index * mine
+        results = []
+        for part in range(first, first + mine):
+            torch.manual_seed(number(self.config.seed, Purpose.TRAINING_NOISE, step, part))
+            chosen = slice(part * size, (part + 1) * size)
+            batch = self._training_batch(Places(places.items[chosen], places.epochs[chosen]))
+            last = part == first + mine - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                with self.autocast():
+                    output = self.module(batch, share)
+                (output.loss / mine).backward()
+            results.append(StepResult({"loss": output.loss.detach(), **output.metrics}, output.statistics))
+        return _join(results)
+
+    def _over_processes(self, statistics: Statistics | None) -> Statistics | None:
+        if statistics is None or self.accelerator.num_processes == 1:
+            return statistics
+        sums = self.accelerator.reduce(statistics.sums, "sum")
+        return statistics._replace(sums=sums, samples=self.accelerator.gather(statistics.samples))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """What the kept weights reach over the whole held-out split, shared out over the processes."""
+        self.state.evaluated.eval()
+        share, shares = self.accelerator.process_index, self.accelerator.num_processes
+        totals: dict[str, Tensor] = {}
+        for batch in self.data.held_out_batches(share, shares, self.device):
+            with self.autocast():
+                sums = self.state.evaluated.evaluate(batch)  # type: ignore[operator]
+            totals = {name: value + totals.get(name, 0) for name, value in sums.items()}
+        self.state.evaluated.train()
+        return dict(self.task.summarise({name: self.accelerator.reduce(t, "sum") for name, t in totals.items()}))
+
+    def _evaluate_and_keep(self, log: "_Log") -> dict[str, float]:
+        result, progress = self.evaluate(), self.state.progress
+        log.line({f"held_out_{name}": value for name, value in result.items()})
+        self.reporter.say(f"step {progress.step:,}, held out: " + _values(result))
+        if result[self.metric] < progress.best:
+            progress.best, progress.best_step = result[self.metric], progress.step
+            if self.accelerator.is_main_process:
+                save_best(self.checkpoints, self.state)
+        with torch.no_grad(), self.autocast():
+            self.state.evaluated.eval()
+            self.preview(self.state.evaluated)
+            self.state.evaluated.train()
+        return result
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.checkpoints, self.state, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _places(self, step: int) -> Places:
+        return batch_places(self.config.seed, step, self.config.batch_size, self.data.population)
+
+    def _training_batch(self, places: Places) -> Any:
+        return self.data.training_batch(places, self.device)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the matrix products of this training."""
+        return processes.autocast(self.config.precision, self.device)
+
+
+def _join(results: list[StepResult]) -> StepResult:
+    metrics = {name: torch.stack([r.metrics[name] for r in results]).mean() for name in results[0].metrics}
+    parts = [r.statistics for r in results if r.statistics is not None]
+    if not parts:
+        return StepResult(metrics, None)
+    sums = torch.stack([part.sums for part in parts]).sum(0)
+    samples = torch.cat([part.samples for part in parts])
+    return StepResult(metrics, parts[0]._replace(sums=sums, samples=samples))
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
+    """Clear what the optimizer remembers of replaced rows of a parameter."""
+    for name, value in optimizer.state[parameter].items():
+        if name != "step":
+            value[rows] = 0
+
+
+def _warmed_up(decay: float) -> Callable[[Any, Any, Any], None]:
+    """A moving average whose decay grows from 0.1 to `decay`, so that the first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averages: Any, currents: Any, num_averaged: Any) -> None:
+        count = int(num_averaged)
+        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+@contextlib.contextmanager
+def _own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators freely, and leave the caller's as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+class _Log:
+    """Means over the steps since the last line, written to metrics.jsonl, the bar and the tracker."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.path = trainer.folder / "metrics.jsonl"
+        self.pending: list[dict[str, Tensor]] = []
+        self.since = time.perf_counter()
+        if trainer.accelerator.is_main_process:
+            _drop_lines_after(self.path, trainer.state.progress.step)
+
+    def add(self, result: StepResult) -> None:
+        """Remember a step's metrics, without waiting for the device."""
+        self.pending.append(result.metrics)
+
+    def write(self) -> None:
+        """Write the means. Raises DivergedError on every process when the loss is no number on any."""
+        trainer, seconds = self.trainer, time.perf_counter() - self.since
+        stacked = {name: torch.stack([m[name] for m in self.pending]).float().mean() for name in self.pending[0]}
+        means = {name: float(trainer.accelerator.reduce(value, "mean")) for name, value in stacked.items()}
+        step = trainer.state.progress.step
+        if means["loss"] - means["loss"] != 0:  # NaN or infinite
+            raise DivergedError(
+                f"the loss is {means['loss']} near step {step}; try a smaller --learning-rate (it is "
+                f"{trainer.config.learning_rate}) or --precision float32; checkpoints are in {trainer.checkpoints}"
+            )
+        means["images_per_second"] = len(self.pending) * trainer.config.batch_size / seconds
+        means["learning_rate"] = learning_rate(trainer.config, step - 1, trainer.state.progress.total_steps)
+        self.line(means)
+        trainer.reporter.show({"loss": means["loss"], "images/s": means["images_per_second"]})
+        self.pending.clear()
+        self.since = time.perf_counter()
+
+    def line(self, values: dict[str, float]) -> None:
+        """Append a line, and tell the tracker."""
+        step = self.trainer.state.progress.step
+        self.trainer.accelerator.log(values, step=step)
+        if self.trainer.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        self.since = time.perf_counter()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """What was logged beyond the checkpoint that a run resumes from will be logged again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def _values(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

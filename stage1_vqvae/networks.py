@@ -1,0 +1,60 @@
+"""The encoder and the decoder: strided convolutions and residual blocks.
+
+van den Oord et al. 2017, "Neural Discrete Representation Learning", section 4.1: stride-2 convolutions with
+4x4 windows, then residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder is the mirror image.
+"""
+
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stage1_vqvae.config import VQVAEConfig
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(x)))): shape (n, channels, h, w) is kept."""
+
+    def __init__(self, channels: int, inner_channels: int) -> None:
+        super().__init__()
+        self.conv3x3 = nn.Conv2d(channels, inner_channels, 3, padding=1, bias=False)
+        self.conv1x1 = nn.Conv2d(inner_channels, channels, 1, bias=False)
+
+    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return features + self.conv1x1(self.conv3x3(features.relu()).relu())
+
+
+class ResidualStack(nn.Sequential):
+    """The residual blocks of a config, then a ReLU."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        blocks = [ResidualBlock(config.hidden, config.residual_channels) for _ in range(config.residual_blocks)]
+        super().__init__(*blocks, nn.ReLU())
+
+
+def feature_widths(config: VQVAEConfig) -> list[int]:
+    """Channels after each halving: half the width at the first of several (most pixels), else the full width."""
+    return [config.hidden // 2 if i == 0 and config.halvings > 1 else config.hidden for i in range(config.halvings)]
+
+
+class Encoder(nn.Sequential):
+    """Normalised images (n, channels, height, width) -> features (n, hidden, code_height, code_width)."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        widths = [config.channels, *feature_widths(config)]
+        halvings: list[nn.Module] = []
+        for narrow, wide in pairwise(widths):
+            halvings += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
+        super().__init__(*halvings, nn.Conv2d(config.hidden, config.hidden, 3, padding=1), ResidualStack(config))
+
+
+class Decoder(nn.Sequential):
+    """Code vectors (n, code_dim, code_height, code_width) -> normalised images (n, channels, height, width)."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        widths = [*reversed(feature_widths(config)), config.channels]
+        doublings: list[nn.Module] = []
+        for wide, narrow in pairwise(widths):
+            doublings += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
+        entry = nn.Conv2d(config.code_dim, config.hidden, 3, padding=1)
+        super().__init__(entry, ResidualStack(config), *doublings[:-1])  # no ReLU on the image itself

@@ -1,0 +1,83 @@
+"""Causal convolutions without a blind spot, and the gated layer made of them.
+
+van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", section 2. The vertical stack at
+row i knows the codes of all rows above i; the horizontal stack at (i, j) knows, besides, those of row i left of j.
+Kernels hold their causal taps only: a 2x3 kernel, not a masked 3x3.
+"""
+
+from typing import NamedTuple
+
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Stacks(NamedTuple):
+    """The features of the two stacks, each (n, hidden, h, w)."""
+
+    vertical: Float[Tensor, "n c h w"]
+    horizontal: Float[Tensor, "n c h w"]
+
+
+class VerticalConv(nn.Conv2d):
+    """A k x k window cut to its upper rows: the current row included, or (`strict`) only the rows above."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, strict: bool) -> None:
+        rows = kernel // 2 if strict else kernel // 2 + 1
+        super().__init__(in_channels, out_channels, (rows, kernel))
+        self.pad = (kernel // 2, kernel // 2, kernel // 2, 0)  # left, right, top, bottom
+
+    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        # The strict form would yield one row too many, for the row below the map.
+        return super().forward(F.pad(features, self.pad))[:, :, : features.shape[2]]
+
+
+class HorizontalConv(nn.Conv2d):
+    """A 1 x k window cut to its left part: the current column included, or (`strict`) only those to the left."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, strict: bool) -> None:
+        columns = kernel // 2 if strict else kernel // 2 + 1
+        super().__init__(in_channels, out_channels, (1, columns))
+        self.pad = (kernel // 2, 0, 0, 0)
+
+    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        return super().forward(F.pad(features, self.pad))[:, :, :, : features.shape[3]]
+
+
+def gate(activations: Float[Tensor, "n two_c h w"]) -> Float[Tensor, "n c h w"]:
+    """tanh(a) * sigmoid(b), equation 2, for a and b the two halves of the channels."""
+    a, b = activations.chunk(2, dim=1)
+    return a.tanh() * b.sigmoid()
+
+
+class GatedLayer(nn.Module):
+    """One gated layer of both stacks (figure 2 of the paper), with a residual connection in each.
+
+    The first layer reads the embedded codes and is `strict`: from there on, features at (i, j) already exclude the
+    code at (i, j), and later windows may include their own position. Class conditioning enters both stacks
+    (equation 4).
+    """
+
+    def __init__(self, hidden: int, kernel: int, num_classes: int, dropout: float, *, strict: bool) -> None:
+        super().__init__()
+        self.strict = strict
+        self.vertical = VerticalConv(hidden, 2 * hidden, kernel, strict=strict)
+        self.horizontal = HorizontalConv(hidden, 2 * hidden, kernel, strict=strict)
+        self.link = nn.Conv2d(2 * hidden, 2 * hidden, 1)  # what the horizontal stack learns of the rows above
+        self.residual = nn.Conv2d(hidden, hidden, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.condition = nn.Embedding(num_classes, 4 * hidden) if num_classes else None
+
+    def forward(self, stacks: Stacks, labels: Int[Tensor, "n"] | None) -> Stacks:
+        vertical = self.vertical(self.dropout(stacks.vertical))
+        horizontal = self.horizontal(self.dropout(stacks.horizontal)) + self.link(vertical)
+        if self.condition is not None:
+            shift = rearrange(self.condition(labels), "n (s c) -> s n c 1 1", s=2)
+            vertical, horizontal = vertical + shift[0], horizontal + shift[1]
+        return self._add(stacks, Stacks(gate(vertical), self.residual(gate(horizontal))))
+
+    def _add(self, before: Stacks, change: Stacks) -> Stacks:
+        if self.strict:  # the embedded code of the position itself must not pass
+            return change
+        return Stacks(before.vertical + change.vertical, before.horizontal + change.horizontal)

@@ -1,0 +1,52 @@
+"""The gated PixelCNN over one level of codes."""
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stage2_prior.config import PixelCNNConfig
+from stage2_prior.layers import GatedLayer, Stacks
+from stage2_prior.prior import Prior, PriorError
+
+
+class PixelCNN(Prior):
+    """Gated PixelCNN (van den Oord et al. 2016) with embedded codes, both stacks and optional class conditioning."""
+
+    def __init__(self, config: PixelCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.num_codes, config.hidden)
+        self.layers = nn.ModuleList(
+            GatedLayer(
+                config.hidden,
+                kernel=config.first_kernel if index == 0 else config.kernel,
+                num_classes=config.num_classes,
+                dropout=0.0 if index == 0 else config.dropout,
+                strict=index == 0,
+            )
+            for index in range(config.layers)
+        )
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(config.hidden, config.head, 1),
+            nn.ReLU(),
+            nn.Conv2d(config.head, config.num_codes, 1),
+        )
+
+    def forward(self, codes: Int[Tensor, "n h w"], labels: Int[Tensor, "n"] | None) -> Float[Tensor, "n k h w"]:
+        """Logits (n, num_codes, h, w) under teacher forcing.
+
+        Raises PriorError when labels are missing on a conditional prior, or given to an unconditional one.
+        """
+        if (labels is None) != (self.config.num_classes == 0):
+            raise PriorError(f"this prior has {self.config.num_classes} classes; labels were {_given(labels)}")
+        # (n, h, w, c) seen as (n, c, h, w): channels-last memory without a copy.
+        embedded = self.embedding(codes).permute(0, 3, 1, 2)
+        stacks = Stacks(embedded, embedded)
+        for layer in self.layers:
+            stacks = layer(stacks, labels)
+        logits: Tensor = self.head(stacks.horizontal)
+        return logits
+
+
+def _given(labels: Tensor | None) -> str:
+    return "not given" if labels is None else "given"

@@ -1,0 +1,82 @@
+"""What a prior over code maps is, and how one is trained: the class that every prior inherits."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stage2_prior.config import PixelCNNConfig
+
+
+class PriorError(ValueError):
+    """Codes, labels or sampling options that do not fit the prior."""
+
+
+class CodeBatch(NamedTuple):
+    """Code maps of one level and, where the prior is conditional, their labels."""
+
+    codes: Int[Tensor, "n h w"]
+    labels: Int[Tensor, "n"] | None
+
+
+class PriorOutput(NamedTuple):
+    """One forward pass of training: `loss` in nats a code carries the gradient, `metrics` are detached."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+    statistics: None = None
+
+
+class Prior(nn.Module, ABC):
+    """p(codes | label) as a product over positions in raster order: row by row, left to right.
+
+    `forward` maps codes (n, height, width) to logits (n, num_codes, height, width); the logits at a position depend
+    on the codes of earlier positions alone. The tests hold every subclass in this package to that.
+    """
+
+    config: PixelCNNConfig
+
+    @abstractmethod
+    def forward(self, codes: Int[Tensor, "n h w"], labels: Int[Tensor, "n"] | None) -> Float[Tensor, "n k h w"]:
+        """Logits of every position under teacher forcing. Any height and width."""
+
+
+class PriorTask(nn.Module):
+    """Maximum likelihood for a prior, in the form that the training loop takes."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, batch: CodeBatch, progress: float = 0.0) -> PriorOutput:
+        """Mean negative log-likelihood in nats a code. `progress` is unused: nothing here follows a schedule."""
+        logits = self.prior(batch.codes, batch.labels)
+        loss = F.cross_entropy(logits.float(), batch.codes)
+        return PriorOutput(loss, {"nats": loss.detach()})
+
+    @property
+    def undecayed(self) -> list[nn.Parameter]:
+        """Weight decay may act on every weight."""
+        return []
+
+    def initialise(self, batches: Sequence[CodeBatch], generator: torch.Generator) -> None:
+        """A prior needs no data to start from."""
+
+    def update(self, statistics: None, progress: float, generator: torch.Generator) -> list[None]:
+        """A prior has no state besides its weights."""
+        return []
+
+    @torch.no_grad()
+    def evaluate(self, batch: CodeBatch) -> dict[str, Tensor]:
+        """Sums over a batch that add up over a whole split."""
+        logits = self.prior(batch.codes, batch.labels)
+        nats = F.cross_entropy(logits.float(), batch.codes, reduction="none").double().sum()
+        return {"nats": nats, "codes": nats.new_tensor(batch.codes.numel())}
+
+    def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Nats a code over the split that `sums` were added up over."""
+        return {"nats": float(sums["nats"] / sums["codes"])}

@@ -1,0 +1,126 @@
+"""Drawing code maps from a prior: one loop for every prior, randomness as an argument.
+
+`draw` asks a Stepper for the logits of one position after another. The stepper here runs the whole network over
+the rows so far, so it is right for any prior, and slow.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from stage2_prior.noise import gumbel, image_words
+from stage2_prior.prior import Prior
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Warp:
+    """How logits are sharpened before a draw. The defaults draw from the prior as it was learned."""
+
+    temperature: float = Field(default=1.0, gt=0, description="Divides the logits; below 1 is safer and less varied.")
+    top_k: int | None = Field(default=None, ge=1, description="Draw from the k most probable codes only.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Draw from the fewest codes that hold this probability."
+    )
+
+    def __call__(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Logits of the sharpened distribution; excluded codes have -inf. Temperature first, then top-k, then top-p."""
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[1]:
+            logits = keep_top_k(logits, self.top_k)
+        return logits if self.top_p is None else keep_top_p(logits, self.top_p)
+
+
+def keep_top_k(logits: Float[Tensor, "n k"], count: int) -> Float[Tensor, "n k"]:
+    """-inf for all but the `count` largest logits of each row (and those equal to the last of them)."""
+    threshold = logits.topk(count, dim=1).values[:, -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "n k"], mass: float) -> Float[Tensor, "n k"]:
+    """-inf for all but the fewest codes whose probabilities sum to `mass` (Holtzman et al. 2020, nucleus sampling)."""
+    ordered, order = logits.sort(dim=1, descending=True, stable=True)
+    probabilities = ordered.softmax(1)
+    before = probabilities.cumsum(1) - probabilities  # the mass of all more probable codes
+    return logits.masked_fill(torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before >= mass), -torch.inf)
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """What a prior gives the sampler. Positions are visited in raster order."""
+
+    def begin_row(self, row: int) -> None:
+        """Compute all that the finished rows allow."""
+
+    def logits(self, column: int) -> Float[Tensor, "n k"]:
+        """The logits of a position of the current row."""
+
+    def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
+        """The codes of that position are now these."""
+
+
+class PrefixStepper:
+    """The plain stepper: a full forward pass over the rows so far for every position."""
+
+    def __init__(self, prior: Prior, n: int, labels: Int[Tensor, "n"] | None) -> None:
+        device = next(prior.parameters()).device
+        self.prior, self.labels, self.row = prior, labels, 0
+        self.codes = torch.zeros(n, prior.config.height, prior.config.width, dtype=torch.int64, device=device)
+
+    def begin_row(self, row: int) -> None:
+        """Remember the row: nothing is computed ahead."""
+        self.row = row
+
+    def logits(self, column: int) -> Float[Tensor, "n k"]:
+        """Run the network on all rows up to the current one; codes not drawn yet do not matter to a causal net."""
+        return self.prior(self.codes[:, : self.row + 1], self.labels)[:, :, self.row, column]
+
+    def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
+        """Write the codes into the map."""
+        self.codes[:, self.row, column] = codes
+
+
+class Noise(NamedTuple):
+    """Which noise the images of a batch are drawn with: that of their own indices, wherever they are drawn."""
+
+    seed: int
+    image_indices: Int[Tensor, "n"]
+    level: int = 0
+
+
+class Drawn(NamedTuple):
+    """Codes (n, height, width), and their log-probability (n,) in nats under the prior, before any warp."""
+
+    codes: Int[Tensor, "n h w"]
+    log_probability: Float[Tensor, "n"]
+
+
+@torch.no_grad()
+def draw(
+    stepper: Stepper,
+    noise: Noise,
+    warp: Warp,
+    size: tuple[int, int],
+    known: Int[Tensor, "n h w"] | None = None,
+) -> Drawn:
+    """Draw maps of `size` (height, width) position by position; `known` codes (those >= 0) are kept.
+
+    A draw is argmax(logits + Gumbel noise), which follows softmax(logits) exactly (Gumbel 1954).
+    """
+    height, width = size
+    words = image_words(noise.seed, noise.image_indices, noise.level)
+    drawn = torch.full((len(words), height, width), -1, device=words.device) if known is None else known.clone()
+    total = torch.zeros(len(words), dtype=torch.float64, device=words.device)
+    for row in range(height):
+        stepper.begin_row(row)
+        for column in range(width):
+            logits = stepper.logits(column).double()
+            chosen = (warp(logits) + gumbel(words, row * width + column, logits.shape[1])).argmax(1)
+            codes = torch.where(drawn[:, row, column] >= 0, drawn[:, row, column], chosen)
+            drawn[:, row, column] = codes
+            total += logits.log_softmax(1).gather(1, codes[:, None])[:, 0]
+            stepper.accept(column, codes)
+    return Drawn(drawn, total)
