@@ -34,7 +34,7 @@ class Labelling:
 
 
 def open_source(path: Path) -> Source:
-    """A folder, a .zip or a single image as a source. Raises DataError when there is no such path, or no image in it."""
+    """A folder, a .zip or one image as a source. Raises DataError when there is no such path, or no image in it."""
     if not path.exists():
         raise DataError(f"no such file or folder: {path}; --data takes a folder of images, a .zip of one, or a name")
     source = _open_folder(path) if path.is_dir() else _open_file(path)

@@ -47,9 +47,10 @@ class VQVAEConfig:
     def _codes_tile_the_image(self) -> "VQVAEConfig":
         stride = 2**self.halvings
         if self.height % stride or self.width % stride:
+            fitting = f"{_round_up(self.height, stride)}x{_round_up(self.width, stride)}"
             raise ValueError(
                 f"an image of {self.height}x{self.width} pixels is not divisible by 2^halvings = {stride}; "
-                f"choose --image-size {_round_up(self.height, stride)}x{_round_up(self.width, stride)} or less --halvings"
+                f"choose --image-size {fitting}, or fewer --halvings"
             )
         return self
 

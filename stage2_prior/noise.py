@@ -31,8 +31,8 @@ def combine(words: Int[Tensor, "..."], key: Int[Tensor, "..."] | int) -> Int[Ten
 
 
 def uniform(words: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Hashes to float64 in the open interval (0, 1), from their upper 53 bits."""
-    return (_shift_right(words, 11).double() + 0.5) * 2.0**-53
+    """Hashes to float64 in the open interval (0, 1), from their upper 52 bits (with 53 the largest rounds to 1)."""
+    return (_shift_right(words, 12).double() + 0.5) * 2.0**-52
 
 
 def image_words(seed: int, image_indices: Int[Tensor, "n"], level: int) -> Int[Tensor, "n"]:

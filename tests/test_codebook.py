@@ -1,0 +1,66 @@
+"""Nearest codes, sums over codes, perplexity and k-means against independent computations."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stage1_vqvae.bottlenecks import codebook
+from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes, perplexity
+
+
+@pytest.mark.parametrize("block_bytes", [1, 10_000, 2**23])
+def test_nearest_codes_are_those_of_the_distance_matrix(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebook, "BLOCK_BYTES", block_bytes)
+    vectors, codes = torch.randn(301, 5, dtype=torch.float64), torch.randn(17, 5, dtype=torch.float64)
+    distances = ((vectors.numpy()[:, None] - codes.numpy()[None]) ** 2).sum(-1)
+    assert np.array_equal(nearest_codes(vectors, codes).numpy(), distances.argmin(1))
+
+
+def test_code_sums_are_those_of_the_one_hot_product() -> None:
+    vectors, codes = torch.randn(50, 3, dtype=torch.float64), torch.randint(6, (50,))
+    one_hot = np.eye(7)[codes.numpy()]
+    sums = code_sums(vectors, codes, 7).numpy()
+    np.testing.assert_allclose(sums[:, :3], one_hot.T @ vectors.numpy(), atol=1e-12)
+    np.testing.assert_array_equal(sums[:, 3], one_hot.sum(0))
+
+
+@given(st.integers(1, 20), st.integers(0, 20))
+def test_perplexity_of_equal_use_is_the_number_of_used_codes(used: int, unused: int) -> None:
+    counts = torch.cat([torch.full((used,), 3.0), torch.zeros(unused)])
+    assert float(perplexity(counts)) == pytest.approx(used, rel=1e-5)
+
+
+def test_k_means_finds_separated_clusters() -> None:
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    vectors = (centres[:, None] + 0.1 * torch.randn(3, 40, 2)).reshape(-1, 2)
+    # Random starts may put two centres into one cluster; empty clusters then wander until each has its own.
+    found = [k_means(vectors, 3, torch.Generator().manual_seed(seed)) for seed in range(10)]
+    best = max(found, key=lambda clusters: float(clusters.counts.min()))
+    assert best.counts.tolist() == [40, 40, 40]
+    assert torch.cdist(best.centres, centres).min(1).values.max() < 0.1
+
+
+def test_k_means_with_fewer_vectors_than_codes_keeps_every_vector() -> None:
+    vectors = torch.randn(4, 2)
+    clusters = k_means(vectors, 9, torch.Generator().manual_seed(0))
+    assert clusters.centres.shape == (9, 2) and clusters.counts.sum() == 4
+    assert torch.cdist(vectors, clusters.centres).min(1).values.max() < 1e-6
+
+
+def test_no_matrix_of_all_vectors_by_all_codes_is_held() -> None:
+    vectors, codes = torch.randn(2**14, 4), torch.randn(1024, 4)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel() * result.element_size())
+            return result
+
+    with Watch():
+        nearest_codes(vectors, codes)
+    assert 2**20 < largest <= codebook.BLOCK_BYTES < 2**14 * 1024 * 4
