@@ -70,12 +70,12 @@ class GatedLayer(nn.Module):
         self.condition = nn.Embedding(num_classes, 4 * hidden) if num_classes else None
 
     def forward(self, stacks: Stacks, labels: Int[Tensor, "n"] | None) -> Stacks:
-        vertical = self.vertical(self.dropout(stacks.vertical))
-        horizontal = self.horizontal(self.dropout(stacks.horizontal)) + self.link(vertical)
+        vertical = self.vertical(stacks.vertical)
+        horizontal = self.horizontal(stacks.horizontal) + self.link(vertical)
         if self.condition is not None:
-            shift = rearrange(self.condition(labels), "n (s c) -> s n c 1 1", s=2)
+            shift = rearrange(self.condition(labels).to(vertical.dtype), "n (s c) -> s n c 1 1", s=2)
             vertical, horizontal = vertical + shift[0], horizontal + shift[1]
-        return self._add(stacks, Stacks(gate(vertical), self.residual(gate(horizontal))))
+        return self._add(stacks, Stacks(gate(vertical), self.residual(self.dropout(gate(horizontal)))))
 
     def _add(self, before: Stacks, change: Stacks) -> Stacks:
         if self.strict:  # the embedded code of the position itself must not pass

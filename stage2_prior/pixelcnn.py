@@ -20,7 +20,7 @@ class PixelCNN(Prior):
                 config.hidden,
                 kernel=config.first_kernel if index == 0 else config.kernel,
                 num_classes=config.num_classes,
-                dropout=0.0 if index == 0 else config.dropout,
+                dropout=config.dropout,
                 strict=index == 0,
             )
             for index in range(config.layers)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +46,13 @@ class Prior(nn.Module, ABC):
         """Logits of every position under teacher forcing. Any height and width."""
 
 
+def nats(logits: Float[Tensor, "n k h w"], codes: Int[Tensor, "n h w"]) -> Float[Tensor, "codes"]:
+    """-ln p of every code, in float32 at least."""
+    # In channels-last memory, as the convolutions leave it, this is a view, and softmax runs along the lines.
+    rows = rearrange(logits, "n k h w -> (n h w) k")
+    return F.cross_entropy(rows.to(torch.promote_types(rows.dtype, torch.float32)), codes.flatten(), reduction="none")
+
+
 class PriorTask(nn.Module):
     """Maximum likelihood for a prior, in the form that the training loop takes."""
 
@@ -55,7 +63,7 @@ class PriorTask(nn.Module):
     def forward(self, batch: CodeBatch, progress: float = 0.0) -> PriorOutput:
         """Mean negative log-likelihood in nats a code. `progress` is unused: nothing here follows a schedule."""
         logits = self.prior(batch.codes, batch.labels)
-        loss = F.cross_entropy(logits.float(), batch.codes)
+        loss = nats(logits, batch.codes).mean()
         return PriorOutput(loss, {"nats": loss.detach()})
 
     @property
@@ -74,8 +82,8 @@ class PriorTask(nn.Module):
     def evaluate(self, batch: CodeBatch) -> dict[str, Tensor]:
         """Sums over a batch that add up over a whole split."""
         logits = self.prior(batch.codes, batch.labels)
-        nats = F.cross_entropy(logits.float(), batch.codes, reduction="none").double().sum()
-        return {"nats": nats, "codes": nats.new_tensor(batch.codes.numel())}
+        total = nats(logits, batch.codes).double().sum()
+        return {"nats": total, "codes": total.new_tensor(batch.codes.numel())}
 
     def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Nats a code over the split that `sums` were added up over."""
