@@ -27,6 +27,7 @@ from pipeline.storage import (
 FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_STEP = re.compile(r"(step|best)-\d+")
 
 
 @dataclass
@@ -75,12 +76,25 @@ def load_checkpoint(folder: Path, state: TrainingState) -> None:
     _load_optimizer(state.task, state.optimizer, load_tensors(folder / "optimizer.safetensors"))
     saved = read_json(folder / "progress.json")
     state.progress.step = int(saved["step"])
-    state.progress.best, state.progress.best_step = float(saved["best"]), int(saved["best_step"])
+    if best_folder(folder.parent, int(saved["best_step"])).exists():  # else a later best has replaced it
+        state.progress.best, state.progress.best_step = float(saved["best"]), int(saved["best_step"])
+
+
+def discard_after(checkpoints: Path, step: int) -> list[Path]:
+    """Remove the checkpoints of steps after `step`, which a run that resumes there will do anew."""
+    later = [path for path in checkpoints.glob("*-*") if _STEP.fullmatch(path.name) and _step_of(path) > step]
+    for path in later:
+        shutil.rmtree(path)
+    return later
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.partition("-")[2])
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(path for path in checkpoints.glob("step-*") if _STEP.fullmatch(path.name))
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -98,10 +112,15 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 def save_best(checkpoints: Path, state: TrainingState) -> None:
     """Keep the evaluated weights of this step as the best so far."""
-    with atomic_folder(checkpoints / f"best-{state.progress.step:09d}") as folder:
+    with atomic_folder(best_folder(checkpoints, state.progress.step)) as folder:
         save_tensors(folder / WEIGHTS, state.evaluated.state_dict())
     for old in sorted(checkpoints.glob("best-*"))[:-1]:
         shutil.rmtree(old)
+
+
+def best_folder(checkpoints: Path, step: int) -> Path:
+    """Where the evaluated weights of a step are, while they are the best."""
+    return checkpoints / f"best-{step:09d}"
 
 
 def publish(folder: Path, config: Mapping[str, Any], best_step: int, others: list[str]) -> None:
@@ -110,7 +129,7 @@ def publish(folder: Path, config: Mapping[str, Any], best_step: int, others: lis
     `others` are files there that belong to the model.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.copyfile(folder / "checkpoints" / f"best-{best_step:09d}" / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(best_folder(folder / "checkpoints", best_step) / WEIGHTS, folder / WEIGHTS)
     write_json(folder / CONFIG, config)
     write_manifest(folder, [CONFIG, WEIGHTS, *others])
 
@@ -138,5 +157,7 @@ def _load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         if name not in parameters:
             raise CheckpointError(f"the optimizer's state names {name}, which the model does not have")
         parameter = parameters[name]
-        state.setdefault(parameter, {})[entry] = value.to(parameter.device) if entry != "step" else value
+        # Moments need the parameter's memory layout (channels-last): the fused AdamW walks both in memory order.
+        restored = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        state.setdefault(parameter, {})[entry] = restored.detach()
     optimizer.state.update(state)

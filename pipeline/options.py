@@ -1,7 +1,6 @@
 """Options are written once, as fields of frozen dataclasses; here they become flags, and dataclasses again."""
 
 import functools
-import json
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import UsageError, describe
+from pipeline.errors import CheckpointError, UsageError, describe
+from pipeline.storage import read_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,10 +51,9 @@ def flatten(*configs: Any) -> dict[str, Any]:
 def read_config_file(path: Path, configs: Iterable[type]) -> dict[str, Any]:
     """The options in a config.json that a run saved. Raises UsageError."""
     try:
-        content = json.loads(path.read_text())
-        sections = [content[key] for key in ("data", "model", "training") if key in content]
-        saved = {name: value for section in sections for name, value in section.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        content = read_json(path)
+        saved = {name: value for key in ("data", "model", "training") for name, value in content.get(key, {}).items()}
+    except (CheckpointError, OSError, AttributeError) as error:
         raise UsageError(f"--config {path} cannot be read as a saved config.json: {error}") from error
     known = {name for config in configs for name in option_fields(config)}
     return {name: value for name, value in saved.items() if name in known}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline import processes
-from pipeline.checkpoint import Progress, TrainingState, load_checkpoint, save_best, save_checkpoint
+from pipeline.checkpoint import Progress, TrainingState, discard_after, load_checkpoint, save_best, save_checkpoint
 from pipeline.errors import DivergedError
 from pipeline.randomness import Places, Purpose, batch_places, generator, number
 from pipeline.reporting import Reporter
@@ -114,8 +114,12 @@ class Trainer:
                 torch.distributed.broadcast(tensor, 0)
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; later ones, if any, are given up."""
         load_checkpoint(checkpoint, self.state)
+        if self.accelerator.is_main_process:
+            for path in discard_after(self.checkpoints, self.state.progress.step):
+                self.reporter.say(f"removed {path}, which lies ahead of the checkpoint resumed from")
+        self.accelerator.wait_for_everyone()
 
     def set_steps(self, config: TrainingConfig) -> None:
         """Settle how many steps there are; schedules follow."""

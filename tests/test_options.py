@@ -1,0 +1,85 @@
+"""Options are written once: flags, defaults, checks and help come from the configurations."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pipeline import UsageError, train_prior, train_vqvae
+from pipeline.cli import main
+from pipeline.data import DataConfig
+from pipeline.launch import merge
+from pipeline.options import build, flatten, option_fields
+from pipeline.settings import PRESETS, TrainingConfig
+from stage1_vqvae import VQVAEConfig
+from stage2_prior import PixelCNNConfig
+
+STAGE1, STAGE2 = (DataConfig, VQVAEConfig, TrainingConfig), (PixelCNNConfig, TrainingConfig)
+
+
+@pytest.mark.parametrize(("name", "configs"), [("train-vqvae", STAGE1), ("train-prior", STAGE2)])
+def test_every_field_of_a_configuration_is_a_flag_with_its_help(name: str, configs: tuple[type, ...]) -> None:
+    command = main.commands[name]
+    flags = {p.name: p for p in command.params if isinstance(p, click.Option)}
+    for config in configs:
+        for field, info in option_fields(config).items():
+            assert str(info.description) in str(flags[field].help)
+    assert "height" not in flags and "num_classes" not in flags, "what the data decides is no flag"
+
+
+def test_names_are_unique_over_the_configurations_of_a_command() -> None:
+    for configs in (STAGE1, STAGE2):
+        names = [name for config in configs for name in option_fields(config)]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_options(preset: str) -> None:
+    build(STAGE1, PRESETS[preset].vqvae, {})
+    build(STAGE2, PRESETS[preset].prior, {})
+
+
+def test_all_bad_options_are_reported_at_once() -> None:
+    bad = {"hidden": 0, "batch_size": -1, "held_out": 2.0, "codebook_rule": "guess", "wings": 2}
+    with pytest.raises(UsageError) as caught:
+        train_vqvae(steps=1, **bad)
+    message = str(caught.value)
+    for part in ("--hidden", "got 0", "--batch-size", "got -1", "--held-out", "--codebook-rule", "'wings'"):
+        assert part in message
+
+
+def test_the_prior_reports_them_too(trained: Path) -> None:
+    with pytest.raises(UsageError, match=r"(?s)window.*kernel = 4.*--clip"):
+        train_prior(trained, out="other", kernel=4, clip=0.0)
+
+
+def test_what_is_given_wins_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model": {"hidden": 24, "height": 9}, "training": {"batch_size": 48, "steps": 7}}))
+    merged = merge("vqvae", {"batch_size": 96}, "tiny", path, STAGE1)
+    assert merged["batch_size"] == 96 and merged["hidden"] == 24 and merged["num_codes"] == 64
+    assert "height" not in merged
+    assert "steps" not in merge("vqvae", {"max_minutes": 1.0}, "tiny", None, STAGE1)
+    with pytest.raises(UsageError, match="--steps and --max-minutes"):
+        merge("vqvae", {"max_minutes": 1.0, "steps": 3}, "tiny", None, STAGE1)
+    path.write_text("[]")
+    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
+        merge("vqvae", {}, "tiny", path, STAGE1)
+
+
+def test_a_configuration_survives_flattening() -> None:
+    config = TrainingConfig(steps=5, batch_size=12, micro_batches=3)
+    assert build([TrainingConfig], flatten(config), {}) == [config]
+
+
+def test_micro_batches_must_divide_the_batch() -> None:
+    with pytest.raises(ValueError, match="10 is not divisible by --micro-batches 4"):
+        TrainingConfig(batch_size=10, micro_batches=4)
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0 and len(result.output) > 100
