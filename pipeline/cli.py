@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline import commands
+from pipeline import commands, processes
 from pipeline.data import DataConfig
 from pipeline.errors import GenError
 from pipeline.generate import SampleConfig
@@ -37,6 +37,8 @@ class _Group(click.Group):
                 traceback.print_exc()
             click.echo(f"gen: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             sys.exit(6)
+        finally:
+            processes.stop()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

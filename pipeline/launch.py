@@ -121,7 +121,8 @@ def carry_out(
     if launch.accelerator.is_main_process:
         publish(trainer.folder, as_json(settings), trainer.state.progress.best_step, published)
     launch.accelerator.wait_for_everyone()
-    launch.accelerator.end_training()
+    for tracker in launch.accelerator.trackers:
+        tracker.finish()
     return Trained(trainer.folder, trainer.state.progress.step, held_out)
 
 

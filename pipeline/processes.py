@@ -1,5 +1,6 @@
 """The processes of a run: what accelerate is asked for, and what is refused by name."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
             "files. Without a GPU set ACCELERATE_USE_CPU=1; see README, 'Several processes'"
         )
     return accelerator
+
+
+def stop() -> None:
+    """Leave the processes that `start` joined, before the program ends; the API leaves them joined."""
+    if torch.distributed.is_initialized():
+        gc.collect()  # finished trainings still hold the group, and gloo's threads must not outlive it
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

@@ -101,7 +101,11 @@ PRESETS = {
             "batch_size": 64,
         },
     ),
-    "base": Preset(vqvae={"steps": 20_000}, prior=_PRIOR | {"steps": 30_000}),
+    "base": Preset(
+        vqvae={"steps": 20_000},
+        prior=_PRIOR
+        | {"hidden": 96, "layers": 8, "first_kernel": 5, "dropout": 0.1, "steps": 50_000, "batch_size": 32},
+    ),
     "large": Preset(
         vqvae={
             "hidden": 256,

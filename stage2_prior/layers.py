@@ -68,6 +68,8 @@ class GatedLayer(nn.Module):
         self.residual = nn.Conv2d(hidden, hidden, 1)
         self.dropout = nn.Dropout(dropout)
         self.condition = nn.Embedding(num_classes, 4 * hidden) if num_classes else None
+        if self.condition is not None:
+            nn.init.normal_(self.condition.weight, std=0.1)  # classes start out alike, and share what they learn
 
     def forward(self, stacks: Stacks, labels: Int[Tensor, "n"] | None) -> Stacks:
         vertical = self.vertical(stacks.vertical)

@@ -127,6 +127,14 @@ def test_no_code_is_revived_at_the_end_or_with_threshold_zero() -> None:
         assert torch.equal(layer.codebook, before)
 
 
+def test_samples_are_distinct_outputs_of_the_batch() -> None:
+    outputs = torch.randn(2, 3, 4, 5)
+    samples = quantizer().train()(outputs).statistics.samples
+    vectors = outputs.permute(0, 2, 3, 1).reshape(-1, 3)
+    assert sorted(samples.tolist()) == sorted(vectors.tolist()), "few outputs: all of them, once each"
+    assert len(quantizer().eval()(outputs).statistics.samples) == 0
+
+
 def test_more_dead_codes_than_samples_revives_as_many_as_there_are_samples() -> None:
     layer = quantizer("gradient", revival_threshold=0.5)
     layer.mean_counts.copy_(torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0, 0.0]))

@@ -65,7 +65,8 @@ class VectorQuantizer(Bottleneck):
         sums = code_sums(vectors, codes.flatten(), self.config.num_codes)
         if not self.training:
             return Statistics(sums, vectors[:0])
-        chosen = torch.randint(vectors.shape[0], (min(SAMPLES, vectors.shape[0]),), device=vectors.device)
+        # Distinct ones: two codes moved onto one vector would tie for it, and rounding would choose between them.
+        chosen = torch.randperm(vectors.shape[0], device=vectors.device)[:SAMPLES]
         return Statistics(sums, vectors[chosen])
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:

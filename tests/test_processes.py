@@ -1,0 +1,87 @@
+"""One and two processes do the same; a launch that would go wrong silently is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import UsageError, generate, train_vqvae
+from pipeline.checkpoint import list_checkpoints
+from pipeline.storage import load_tensors
+from tests.conftest import TINY_VQVAE, shapes
+from tests.worker import work
+
+ROOT = Path(__file__).parent.parent
+
+
+def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a command in several CPU processes, as README says."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same work done by one process and by two."""
+    folder = tmp_path_factory.mktemp("processes")
+    work(folder / "one")
+    result = launch(str(ROOT / "tests" / "worker.py"), str(folder / "two"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Warning" not in result.stderr, result.stderr[-3000:]
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.parametrize("rule", ["ema", "gradient"])
+@pytest.mark.parametrize("stage", ["vqvae", "prior/0"])
+def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path, Path], rule: str, stage: str) -> None:
+    one, two = (list_checkpoints(folder / rule / stage / "checkpoints")[-1] for folder in one_and_two)
+    files = sorted(path.name for path in one.glob("*.safetensors"))
+    assert len(files) == (3 if stage == "prior/0" else 2)
+    for name in files:
+        first, second = load_tensors(one / name), load_tensors(two / name)
+        assert first.keys() == second.keys()
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("rule", ["ema", "gradient"])
+def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, Path], rule: str) -> None:
+    one, two = (load_tensors(folder / rule / "codes" / "train.safetensors") for folder in one_and_two)
+    assert {"level0", "flipped0", "labels"} <= one.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Path]) -> None:
+    run = one_and_two[1] / "ema"  # one and the same model, drawn from by two processes and now by one
+    for precision in ("float32", "float64"):
+        drawn_by_two = load_tensors(run / f"samples-{precision}.safetensors")
+        drawn_by_one = generate(run, 11, seed=5, precision=precision)  # type: ignore[arg-type]
+        assert torch.equal(drawn_by_two["codes"], drawn_by_one.codes[0])
+        assert drawn_by_one.labels is not None and torch.equal(drawn_by_two["labels"], drawn_by_one.labels)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    images, targets = shapes()
+    with pytest.raises(UsageError, match="2 processes were launched, but each sees 1"):
+        train_vqvae(out="run", images=images, targets=targets, **TINY_VQVAE)
+    assert not Path("run").exists()
+
+
+def test_half_precision_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    images, targets = shapes()
+    with pytest.raises(UsageError, match="'fp16' is not supported"):
+        train_vqvae(out="run", images=images, targets=targets, **TINY_VQVAE)
+
+
+def test_processes_that_do_not_divide_the_micro_batches_are_refused(tmp_path: Path) -> None:
+    result = launch("-m", "pipeline", "train-vqvae", "--preset", "tiny", "--micro-batches", "1", "--out", str(tmp_path))
+    assert result.returncode != 0
+    assert "1 micro-batches a step, which 2 processes cannot share" in result.stderr
+    assert "pipeline/stage1.py" not in result.stderr, "a person sees no traceback of ours"

@@ -1,0 +1,36 @@
+"""What two processes do in tests/test_processes.py: train both stages with both codebook rules, and draw.
+
+accelerate launch ... tests/worker.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline import generate, processes, train_prior, train_vqvae
+from pipeline.storage import save_tensors
+from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
+
+N = 11  # not a multiple of the processes
+
+
+def work(folder: Path) -> None:
+    """Train and draw into a folder; the same calls whatever the number of processes."""
+    images, targets = shapes()
+    for rule in ("ema", "gradient"):
+        run = folder / rule
+        options = {**TINY_VQVAE, "codebook_rule": rule, "micro_batches": 2, "flip": True, "revival_threshold": 0.5}
+        train_vqvae(out=run, images=images, targets=targets, **options)
+        train_prior(run, images=images, targets=targets, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5})
+        for precision in ("float32", "float64"):
+            samples = generate(run, N, seed=5, precision=precision)  # type: ignore[arg-type]
+            assert samples.labels is not None
+            tensors = {"images": samples.images, "codes": samples.codes[0], "labels": samples.labels}
+            if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
+                save_tensors(run / f"samples-{precision}.safetensors", tensors)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
+    processes.stop()
