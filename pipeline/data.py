@@ -267,7 +267,8 @@ def _labelled(source: Source, config: DataConfig, pixels: np.ndarray, bad: dict[
     if bad and (config.on_bad_image == "error" or len(bad) == len(source.names)):
         listed = "\n".join(f"  {line}" for line in skipped[:LISTED])
         raise DataError(
-            f"{len(bad)} of {len(source.names)} images cannot be read; mend them, or --on-bad-image skip:\n{listed}"
+            f"{len(bad)} of {len(source.names)} images in {config.data} cannot be read; mend them, or pass "
+            f"--on-bad-image skip:\n{listed}"
         )
     good = np.delete(np.arange(len(source.names)), list(bad))
     labelling = label_by_folder(tuple(source.names[i] for i in good)) if config.labels else None

@@ -77,7 +77,10 @@ def test_bad_images_are_named_or_skipped(tmp_path: Path) -> None:
     root = folder_of_images(tmp_path / "data")
     (root / "blue sky" / "broken.jpg").write_text("<html>")
     (root / "grün" / "empty.png").touch()
-    with pytest.raises(DataError, match=r"(?s)2 of 8 images.*broken\.jpg: not an image.*empty\.png: empty file"):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)2 of 8 images in .*data cannot be read.*broken\.jpg: not an image.*empty\.png: empty file",
+    ):
         load_images(DataConfig(data=str(root)))
     images = load_images(DataConfig(data=str(root), on_bad_image="skip"))
     assert len(images.images) == 6 and len(images.skipped) == 2

@@ -1,0 +1,186 @@
+"""The command as a person uses it: what it prints, where things lie, and how it fails."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from pipeline.cli import main
+from pipeline.codes import load_codes
+
+TINY = ["--hidden", "8", "--residual-channels", "4", "--num-codes", "12", "--steps", "3", "--batch-size", "8"]
+TINY_PRIOR = ["--hidden", "8", "--layers", "2", "--head", "8", "--steps", "3", "--batch-size", "8"]
+
+
+def gen(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def succeeds(*arguments: object) -> str:
+    result = gen(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fails(code: int, *arguments: object) -> str:
+    """The message of a failing command: short, without a traceback."""
+    result = gen(*arguments)
+    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def pictures(folder: Path, size: tuple[int, int], mode: str, n: int = 12) -> Path:
+    """Images with something in them, in two class folders."""
+    rng = np.random.default_rng(0)
+    for index in range(n):
+        target = folder / ("even" if index % 2 == 0 else "odd") / f"{index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+        Image.fromarray(small).convert(mode).resize(size).save(target)
+    return folder
+
+
+def size_of(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_without_arguments_the_embedded_data_becomes_new_images(tmp_path: Path) -> None:
+    output = succeeds("train-vqvae", *TINY)
+    assert "digits: 1,617 images, 180 more held out, 10 classes" in output
+    assert "memory" in output and "next: gen train-prior runs/digits" in output
+    output = succeeds("train-prior", *TINY_PRIOR)
+    assert "uniform 2.485" in output and "next: gen sample runs/digits --n 64" in output
+    output = succeeds("sample", "--n", 5, "--class", "three")
+    folder = Path("runs/digits/samples/seed-0-three")
+    assert str(folder) in output
+    assert sorted(p.name for p in folder.glob("0*.png")) == [f"0000{i}.png" for i in range(5)]
+    assert size_of(folder / "00000.png") == (32, 32)
+    assert load_codes(folder / "codes.safetensors").labels.tolist() == [3] * 5  # type: ignore[union-attr]
+    for name in ("vqvae/reconstructions.png", "prior/0/samples.png", "vqvae/metrics.jsonl", "codes/train.safetensors"):
+        assert (Path("runs/digits") / name).is_file()
+    assert "PixelCNN, 3 steps" in succeeds("info")
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "asked", "shown"),
+    [((128, 128), "RGB", "128", "3 x 128 x 128"), ((40, 60), "L", "48x32", "1 x 48 x 32")],
+)
+def test_other_shapes_train_sample_and_reconstruct(
+    tmp_path: Path, size: tuple[int, int], mode: str, asked: str, shown: str
+) -> None:
+    data = pictures(tmp_path / "my images", size, mode)
+    output = succeeds("train-vqvae", "--data", data, "--image-size", asked, "--halvings", 3, "--flip", *TINY)
+    assert shown in output and "2 classes" in output
+    run = Path("runs/my images")
+    succeeds("train-prior", run, *TINY_PRIOR)
+    succeeds("sample", run, "--n", 2, "--class", "odd", "--temperature", 0.9, "--top-k", 5, "--top-p", 0.9)
+    height, width = [int(side) for side in shown.split(" x ")][1:]
+    assert size_of(run / "samples/seed-0-odd/00001.png") == (width, height)
+    output = succeeds("reconstruct", data / "odd", data / "even" / "0.png", "--run", run)
+    assert "7 images, each above its reconstruction; PSNR" in output
+    assert size_of("reconstructions.png") == (7 * (width + 2) + 2, 2 * (height + 2) + 2)
+
+
+def test_codes_go_to_a_file_and_back(tmp_path: Path, trained: Path) -> None:
+    data = pictures(tmp_path / "data", (12, 8), "L")
+    assert "12 code maps, 2 x 3" in succeeds("encode", data, "--run", trained, "--out", "c.safetensors")
+    maps = load_codes(Path("c.safetensors"))
+    assert maps.levels[0].shape == (12, 2, 3) and maps.labels is not None
+    assert "12 images" in succeeds("decode", "c.safetensors", "--run", trained, "--out", "decoded")
+    assert size_of("decoded/00011.png") == (12, 8)
+    assert "exists already" in fails(2, "encode", data, "--run", trained, "--out", "c.safetensors")
+    assert "exists already" in fails(2, "decode", "c.safetensors", "--run", trained, "--out", "decoded")
+
+
+def test_codes_of_another_model_are_refused(tmp_path: Path, trained: Path) -> None:
+    data = pictures(tmp_path / "data", (32, 32), "L")
+    succeeds("train-vqvae", "--data", data, "--out", "other", *TINY)
+    succeeds("encode", data, "--run", "other", "--out", "c.safetensors")
+    message = fails(4, "decode", "c.safetensors", "--run", trained, "--out", "decoded")
+    assert "written by another vqvae: sha256" in message
+
+
+def test_a_prior_refuses_a_vqvae_that_it_was_not_trained_on(tmp_path: Path, trained: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    data = pictures(tmp_path / "data", (12, 8), "L")
+    succeeds("train-vqvae", "--data", data, "--out", tmp_path / "other", "--code-dim", 4, *TINY)
+    shutil.rmtree(tmp_path / "run" / "vqvae")
+    shutil.copytree(tmp_path / "other" / "vqvae", tmp_path / "run" / "vqvae")
+    message = fails(4, "sample", tmp_path / "run")
+    assert "trained on the codes of another vqvae: sha256" in message and "gen train-prior" in message
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "expected"),
+    [
+        (3, ["train-vqvae", "--data", "empty"], "no images under empty"),
+        (3, ["train-vqvae", "--data", "nowhere"], "no such file or folder: nowhere"),
+        (3, ["train-vqvae", "--data", "broken"], "1 of 5 images in broken cannot be read"),
+        (
+            2,
+            ["train-vqvae", "--data", "images", "--image-size", "30"],
+            "30x30 pixels is not divisible by 2^halvings = 4",
+        ),
+        (2, ["train-vqvae", "--hidden", "0", "--clip", "0"], "--clip"),
+        (2, ["train-vqvae", "--hidden", "many"], "many"),
+        (2, ["train-vqvae", "--out", "run"], "already holds a finished model"),
+        (4, ["train-vqvae", "--resume", "run/vqvae/checkpoints/step-7"], "is no checkpoint"),
+        (2, ["train-prior"], "no finished vqvae"),
+        (4, ["train-prior", "nowhere"], "no run folder nowhere"),
+        (2, ["train-prior", "run"], "already holds a finished model"),
+        (2, ["sample", "run", "--n", "0"], "--n: input should be greater than or equal to 1; got 0"),
+        (2, ["sample", "run", "--temperature", "0", "--top-p", "2"], "--temperature"),
+        (2, ["sample", "run", "--class", "cat"], "there is no class 'cat'; the classes are 0, 1"),
+        (2, ["sample", "run", "--class", "2"], "there is no class '2'"),
+        (4, ["sample", "nowhere"], "no run folder nowhere"),
+        (2, ["sample"], "no finished prior"),
+        (2, ["sample", "run", "--out", "images"], "images exists already"),
+        (3, ["reconstruct", "nowhere", "--run", "run"], "no such file or folder"),
+        (3, ["encode", "broken", "--run", "run"], "cannot be read"),
+        (4, ["decode", "nowhere", "--run", "run", "--out", "x"], "nowhere is missing"),
+        (4, ["info", "nowhere"], "no run folder nowhere"),
+    ],
+)
+def test_faults_are_named_in_a_line_or_two_with_an_exit_code(
+    tmp_path: Path, trained: Path, code: int, arguments: Sequence[str], expected: str
+) -> None:
+    shutil.copytree(trained, "run")
+    (tmp_path / "empty").mkdir()
+    pictures(tmp_path / "images", (32, 32), "RGB", n=4)
+    broken = pictures(tmp_path / "broken", (32, 32), "RGB", n=4)
+    whole = (broken / "odd" / "1.png").read_bytes()
+    (broken / "b.png").write_bytes(whole[: len(whole) // 2])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    message = fails(code, *arguments)
+    assert expected in message
+    assert len([line for line in message.splitlines() if line.startswith("gen: error") or "Error" in line]) <= 1
+    assert {path: path.read_bytes() for path in before} == before, "nothing is overwritten"
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = gen("--debug", "sample", "nowhere")
+    assert (
+        result.exit_code == 4 and "Traceback" in result.output and "gen: error: there is no run folder" in result.output
+    )
+
+
+def test_doctor_reports_versions() -> None:
+    output = succeeds("doctor")
+    assert "torch" in output and "torchvision fits torch" in output and "yes" in output
+
+
+def test_a_saved_configuration_is_read_and_a_run_extended(tmp_path: Path) -> None:
+    succeeds("train-vqvae", *TINY, "--out", "first")
+    succeeds("train-vqvae", "--config", "first/vqvae/config.json", "--out", "second", "--steps", 2)
+    first, second = (json.loads(Path(f"{n}/vqvae/config.json").read_text()) for n in ("first", "second"))
+    assert first["model"] == second["model"] and second["training"]["steps"] == 2
+    assert "2 done" in succeeds("train-vqvae", "--out", "second", "--resume", "auto", "--steps", 4)
+    assert json.loads(Path("second/vqvae/config.json").read_text())["training"]["steps"] == 4
