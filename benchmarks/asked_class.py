@@ -47,7 +47,8 @@ def train(network: nn.Sequential, images: Tensor, labels: Tensor, epochs: int, b
         for chosen in torch.split(torch.randperm(len(images)), batch_size)[: len(images) // batch_size]:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = network(shifted(normalised(images[chosen])))
-            F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05).backward()
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05)
+            torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

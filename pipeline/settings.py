@@ -74,7 +74,7 @@ class Preset(NamedTuple):
     prior: dict[str, Any]
 
 
-_PRIOR = {"average_decay": 0.999, "weight_decay": 0.01}
+_PRIOR = {"average_decay": 0.999, "weight_decay": 0.01, "learning_rate": 2e-3}
 
 PRESETS = {
     "tiny": Preset(
@@ -114,6 +114,7 @@ PRESETS = {
             "num_codes": 2048,
             "steps": 100_000,
         },
-        prior=_PRIOR | {"hidden": 256, "layers": 15, "head": 512, "dropout": 0.1, "steps": 200_000},
+        prior=_PRIOR
+        | {"hidden": 256, "layers": 15, "head": 512, "dropout": 0.1, "learning_rate": 1e-3, "steps": 200_000},
     ),
 }

@@ -27,7 +27,7 @@ def small_prior(kind: type[Prior], height: int = 4, width: int = 5, num_classes:
     config = PixelCNNConfig(
         height=height, width=width, num_codes=7, num_classes=num_classes, hidden=16, layers=3, first_kernel=5, head=16
     )
-    prior = kind(config).double().eval()  # type: ignore[call-arg]
+    prior = kind(config).double().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in prior.parameters():

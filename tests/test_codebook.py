@@ -53,7 +53,7 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_held() -> None:
     vectors, codes = torch.randn(2**14, 4), torch.randn(1024, 4)
     largest = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             nonlocal largest
             result = func(*args, **(kwargs or {}))
@@ -61,6 +61,6 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_held() -> None:
                 largest = max(largest, result.numel() * result.element_size())
             return result
 
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]
         nearest_codes(vectors, codes)
     assert 2**20 < largest <= codebook.BLOCK_BYTES < 2**14 * 1024 * 4

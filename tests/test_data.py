@@ -1,6 +1,5 @@
 """Every way images come in, and what is refused."""
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -67,8 +66,8 @@ def test_hidden_files_loops_of_links_and_dangling_links_are_passed_over(tmp_path
     (root / "blue sky" / "._img 0.png").write_bytes(b"x")
     (root / ".thumbnails").mkdir()
     (root / ".thumbnails" / "a.png").write_bytes(b"x")
-    os.symlink(root, root / "blue sky" / "loop")
-    os.symlink(root / "nothing", root / "blue sky" / "dangling.png")
+    (root / "blue sky" / "loop").symlink_to(root)
+    (root / "blue sky" / "dangling.png").symlink_to(root / "nothing")
     (root / "notes.txt").write_text("x")
     assert len(open_source(root).names) == 6
 
@@ -126,7 +125,7 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 
 
 def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file or folder: .*nowhere"):
+    with pytest.raises(DataError, match=r"no such file or folder: .*nowhere"):
         load_images(DataConfig(data=str(tmp_path / "nowhere")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no images under .*empty; looked for .*\.png"):
@@ -175,7 +174,7 @@ def test_arrays_are_checked_and_cut() -> None:
     images = from_array(array, np.array([0, 2, 1, 0]), (), DataConfig(image_size="4", colour="grey"))
     assert images.images.shape == (4, 1, 4, 4) and images.class_names == ("0", "1", "2")
     assert from_array(array, np.array([0, 2, 1, 0]), (), DataConfig(labels=False)).labels is None
-    with pytest.raises(DataError, match="uint8.*float64"):
+    with pytest.raises(DataError, match=r"uint8.*float64"):
         from_array(array / 255, None, (), DataConfig())
     with pytest.raises(DataError, match="4 images but 3 labels"):
         from_array(array, np.array([0, 1, 2]), (), DataConfig())
@@ -196,7 +195,7 @@ def test_the_split_parts_all_images_and_follows_the_seed() -> None:
     assert sorted([*parts.train, *parts.held_out]) == list(range(100)) and len(parts.held_out) == 10
     assert not np.array_equal(parts.held_out, split(100, 0.1, seed=4).held_out)
     assert len(split(2, 0.001, seed=0).held_out) == len(split(2, 0.999, seed=0).train) == 1
-    with pytest.raises(DataError, match="2 images at least.*got 1"):
+    with pytest.raises(DataError, match=r"2 images at least.*got 1"):
         split(1, 0.1, seed=0)
 
 

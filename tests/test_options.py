@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -42,7 +43,7 @@ def test_presets_are_valid_options(preset: str) -> None:
 
 
 def test_all_bad_options_are_reported_at_once() -> None:
-    bad = {"hidden": 0, "batch_size": -1, "held_out": 2.0, "codebook_rule": "guess", "wings": 2}
+    bad: dict[str, Any] = {"hidden": 0, "batch_size": -1, "held_out": 2.0, "codebook_rule": "guess", "wings": 2}
     with pytest.raises(UsageError) as caught:
         train_vqvae(steps=1, **bad)
     message = str(caught.value)

@@ -103,7 +103,7 @@ def test_the_loss_is_the_mean_over_codes_and_evaluation_its_sum(kind: type[Prior
 def test_a_prior_learns_a_deterministic_pattern(kind: type[Prior]) -> None:
     torch.manual_seed(0)
     config = PixelCNNConfig(height=3, width=4, num_codes=4, hidden=16, layers=3, first_kernel=3, head=16, dropout=0.0)
-    task = PriorTask(kind(config))  # type: ignore[call-arg]
+    task = PriorTask(kind(config))
     start = torch.randint(4, (64, 1, 1))
     codes = (start + torch.arange(12).reshape(3, 4)) % 4  # all follows from the first code
     optimizer = torch.optim.Adam(task.parameters(), 0.01)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path
         first, second = load_tensors(one / name), load_tensors(two / name)
         assert first.keys() == second.keys()
         for key in first:
-            torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+            assert torch.allclose(first[key], second[key], rtol=1e-4, atol=1e-5), f"{name}: {key}"
 
 
 @pytest.mark.parametrize("rule", ["ema", "gradient"])
@@ -58,9 +59,10 @@ def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, P
 
 def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Path]) -> None:
     run = one_and_two[1] / "ema"  # one and the same model, drawn from by two processes and now by one
-    for precision in ("float32", "float64"):
+    precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
+    for precision in precisions:
         drawn_by_two = load_tensors(run / f"samples-{precision}.safetensors")
-        drawn_by_one = generate(run, 11, seed=5, precision=precision)  # type: ignore[arg-type]
+        drawn_by_one = generate(run, 11, seed=5, precision=precision)
         assert torch.equal(drawn_by_two["codes"], drawn_by_one.codes[0])
         assert drawn_by_one.labels is not None and torch.equal(drawn_by_two["labels"], drawn_by_one.labels)
 

@@ -1,5 +1,7 @@
 """Randomness is a function of (seed, purpose, index)."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = TrainingConfig(learning_rate=0.5, warmup_steps=10)
     rates = [learning_rate(config, step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(0.05) and rates[9] == rates[10] == pytest.approx(0.5)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[-1] < 1e-5
+    assert all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] < 1e-5
     assert rates[505] == pytest.approx(0.25)
     assert learning_rate(config, 0, 5) == 0.5, "a run too short for a warm-up has none"
 

@@ -24,14 +24,14 @@ def test_a_folder_is_complete_with_a_manifest_of_all_files(tmp_path: Path) -> No
     folder = a_folder(tmp_path / "deep" / "folder")
     verify(folder)
     assert set(json.loads((folder / "manifest.json").read_text())) == {"a.safetensors", "b.json"}
-    assert os.listdir(tmp_path / "deep") == ["folder"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
 
 
 def test_a_fault_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power"), atomic_folder(tmp_path / "folder") as unfinished:
         (unfinished / "half").write_text("x")
         raise RuntimeError("power cut")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("fault", ["flip", "truncate", "remove", "manifest"])

@@ -21,7 +21,7 @@ STAGE1 = {**TINY_VQVAE, "flip": True, "micro_batches": 2, "checkpoints": 12, "ke
 STAGE2 = {**TINY_PRIOR, "dropout": 0.5, "micro_batches": 2, "checkpoints": 12, "keep": 20, "average_decay": 0.9}
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """Stands for a power cut."""
 
 
@@ -32,7 +32,7 @@ def interrupting(after: int) -> Silent:
         def steps(self, steps: range, description: str) -> Any:
             for step in steps:
                 if step == after:
-                    raise Interrupted
+                    raise InterruptedRunError
                 yield step
 
     return Reporter()
@@ -63,7 +63,7 @@ def last_checkpoint(stage: Path) -> Path:
 @pytest.mark.parametrize("rule", ["ema", "gradient"])
 def test_stage1_seven_steps_and_five_are_twelve(tmp_path: Path, rule: str) -> None:
     whole = stage1(tmp_path / "whole", codebook_rule=rule)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         stage1(tmp_path / "parts", codebook_rule=rule, reporter=interrupting(7))
     assert last_checkpoint(tmp_path / "parts" / "vqvae").name == "step-000000007"
     parts = stage1(tmp_path / "parts", codebook_rule=rule, resume="auto")
@@ -78,7 +78,7 @@ def test_stage2_seven_steps_and_five_are_twelve(tmp_path: Path) -> None:
     stage1(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     whole = stage2(tmp_path / "run")
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         stage2(tmp_path / "other", reporter=interrupting(7))
     parts = stage2(tmp_path / "other", resume="auto")
     assert_same_files(last_checkpoint(whole), last_checkpoint(parts))
@@ -89,7 +89,7 @@ def test_stage2_seven_steps_and_five_are_twelve(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_auto_and_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         stage1(tmp_path / "run", reporter=interrupting(7))
     newest = last_checkpoint(tmp_path / "run" / "vqvae")
     content = bytearray((newest / "model.safetensors").read_bytes())
@@ -115,9 +115,9 @@ def test_resuming_from_a_checkpoint_by_its_path(tmp_path: Path) -> None:
 def test_a_finished_run_is_left_alone_unless_extended(tmp_path: Path) -> None:
     stage = stage1(tmp_path / "run", steps=6)
     weights = (stage / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="already holds a finished model.*--resume auto"):
+    with pytest.raises(UsageError, match=r"already holds a finished model.*--resume auto"):
         stage1(tmp_path / "run", steps=6)
-    with pytest.raises(UsageError, match="has done its 6 steps.*more than 6"):
+    with pytest.raises(UsageError, match=r"has done its 6 steps.*more than 6"):
         stage1(tmp_path / "run", steps=6, resume="auto")
     with pytest.raises(UsageError, match="--steps 5 is less than the 6"):
         stage1(tmp_path / "run", steps=5, resume="auto")
@@ -129,7 +129,7 @@ def test_a_finished_run_is_left_alone_unless_extended(tmp_path: Path) -> None:
 
 
 def test_flags_that_contradict_the_saved_run_are_all_named(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         stage1(tmp_path / "run", reporter=interrupting(2))
     with pytest.raises(UsageError, match=r"(?s)--hidden 9 .* has 8.*--batch-size 4 .* has 8"):
         stage1(tmp_path / "run", resume="auto", hidden=9, batch_size=4)
@@ -138,9 +138,9 @@ def test_flags_that_contradict_the_saved_run_are_all_named(tmp_path: Path) -> No
 
 
 def test_resuming_on_other_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         stage1(tmp_path / "run", reporter=interrupting(2))
-    with pytest.raises(DataError, match="not those that .* was trained on: fingerprint"):
+    with pytest.raises(DataError, match=r"not those that .* was trained on: fingerprint"):
         train_vqvae(out=tmp_path / "run", images=255 - IMAGES, targets=TARGETS, resume="auto")
 
 
@@ -179,7 +179,7 @@ def test_the_best_evaluation_is_what_the_folder_holds(tmp_path: Path, monkeypatc
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match="loss is (nan|inf).*--learning-rate .it is 1e.30"):
+    with pytest.raises(DivergedError, match=r"loss is (nan|inf).*--learning-rate .it is 1e.30"):
         stage1(tmp_path / "run", learning_rate=1e30, warmup_steps=0, clip=1e30)
     for checkpoint in list_checkpoints(tmp_path / "run" / "vqvae" / "checkpoints"):
         assert all(t.isfinite().all() for t in load_tensors(checkpoint / "model.safetensors").values())

@@ -5,6 +5,7 @@ accelerate launch ... tests/worker.py FOLDER
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,8 +24,9 @@ def work(folder: Path) -> None:
         options = {**TINY_VQVAE, "codebook_rule": rule, "micro_batches": 2, "flip": True, "revival_threshold": 0.5}
         train_vqvae(out=run, images=images, targets=targets, **options)
         train_prior(run, images=images, targets=targets, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5})
-        for precision in ("float32", "float64"):
-            samples = generate(run, N, seed=5, precision=precision)  # type: ignore[arg-type]
+        precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
+        for precision in precisions:
+            samples = generate(run, N, seed=5, precision=precision)
             assert samples.labels is not None
             tensors = {"images": samples.images, "codes": samples.codes[0], "labels": samples.labels}
             if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:

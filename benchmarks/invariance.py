@@ -1,0 +1,38 @@
+"""How often does a draw depend on the batch it is made in? Codes of the same images in batches of different sizes.
+
+    python -m benchmarks.invariance RUN [--n 256]
+
+Prints one JSON line for each precision: draws compared, first draws that differ (of an image, in raster order; what
+comes after follows from it), and their rate per million.
+"""
+
+import json
+from pathlib import Path
+
+import click
+import torch
+
+from pipeline import load
+
+
+def codes(run: Path, n: int, batch_size: int, precision: str) -> torch.Tensor:
+    """All codes of images 0 to n - 1, an image a row."""
+    return load(run, precision=precision).sample(n, batch_size=batch_size).codes[0].flatten(1)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--n", default=256, show_default=True)
+@click.option("--batch-sizes", default="1,7,64", show_default=True)
+def main(run: Path, n: int, batch_sizes: str) -> None:
+    """Measure and print."""
+    for precision in ("float64", "float32"):
+        first, *others = (codes(run, n, int(size), precision) for size in batch_sizes.split(","))
+        images = sum(int((first != other).any(1).sum()) for other in others)
+        draws = first.numel() * len(others)
+        result = {"draws": draws, "first_differences": images, "per_million": 1e6 * images / draws}
+        print(json.dumps({"precision": precision, "batch_sizes": batch_sizes, "n": n, **result}))
+
+
+if __name__ == "__main__":
+    main()

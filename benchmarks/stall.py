@@ -1,0 +1,52 @@
+"""Does the codebook come alive at once? Perplexity early in a training of the default length, for several seeds.
+
+    python -m benchmarks.stall DATA [--steps 200] [--seeds 5]
+
+Prints one JSON line a seed: the mean perplexity of the codes of a batch over the 100 steps before `steps`.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from pipeline import train_vqvae
+from pipeline.reporting import Silent
+
+
+class _StopError(Exception):
+    """Enough steps were done."""
+
+
+class _Until(Silent):
+    """Ends the loop after some steps, with schedules those of the whole run."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def steps(self, steps: range, description: str) -> Iterator[int]:
+        """The first steps only."""
+        yield from steps[: self.last]
+        raise _StopError
+
+
+@click.command()
+@click.argument("data")
+@click.option("--steps", default=200, show_default=True)
+@click.option("--seeds", default=5, show_default=True)
+def main(data: str, steps: int, seeds: int) -> None:
+    """Measure and print."""
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                train_vqvae(out=folder, data=data, seed=seed, preset="base", reporter=_Until(steps))
+            except _StopError:
+                lines = (Path(folder) / "vqvae" / "metrics.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1])
+        print(json.dumps({"seed": seed, "step": last["step"], "perplexity": round(last["perplexity"], 1)}))
+
+
+if __name__ == "__main__":
+    main()
