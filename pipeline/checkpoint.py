@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,17 +26,19 @@ from pipeline.storage import (
 
 FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+CONFIG = "config.json"  # of the finished model
+IN_PROGRESS = "training.json"  # the same of the run that is, or was, training here
+EVALUATION = "held_out.json"
 _STEP = re.compile(r"(step|best)-\d+")
 
 
 @dataclass
 class Progress:
-    """Where a training stands. `step` counts the steps done; `best` is the lowest held-out value so far."""
+    """Where a training stands: the steps done, and the best evaluation so far with the step it came after."""
 
     total_steps: int
     step: int = 0
-    best: float = float("inf")
+    best: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
 
 
@@ -77,18 +79,19 @@ def load_checkpoint(folder: Path, state: TrainingState) -> None:
     saved = read_json(folder / "progress.json")
     state.progress.step = int(saved["step"])
     if best_folder(folder.parent, int(saved["best_step"])).exists():  # else a later best has replaced it
-        state.progress.best, state.progress.best_step = float(saved["best"]), int(saved["best_step"])
+        state.progress.best, state.progress.best_step = saved["best"], int(saved["best_step"])
 
 
 def discard_after(checkpoints: Path, step: int) -> list[Path]:
     """Remove the checkpoints of steps after `step`, which a run that resumes there will do anew."""
-    later = [path for path in checkpoints.glob("*-*") if _STEP.fullmatch(path.name) and _step_of(path) > step]
+    later = [path for path in checkpoints.glob("*-*") if _STEP.fullmatch(path.name) and step_of(path) > step]
     for path in later:
         shutil.rmtree(path)
     return later
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
     return int(path.name.partition("-")[2])
 
 
@@ -114,8 +117,9 @@ def save_best(checkpoints: Path, state: TrainingState) -> None:
     """Keep the evaluated weights of this step as the best so far."""
     with atomic_folder(best_folder(checkpoints, state.progress.step)) as folder:
         save_tensors(folder / WEIGHTS, state.evaluated.state_dict())
-    for old in sorted(checkpoints.glob("best-*"))[:-1]:
-        shutil.rmtree(old)
+    for old in checkpoints.glob("best-*"):
+        if old != best_folder(checkpoints, state.progress.step):
+            shutil.rmtree(old)
 
 
 def best_folder(checkpoints: Path, step: int) -> Path:
@@ -123,15 +127,16 @@ def best_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"best-{step:09d}"
 
 
-def publish(folder: Path, config: Mapping[str, Any], best_step: int, others: list[str]) -> None:
+def publish(folder: Path, config: Mapping[str, Any], progress: Progress, others: list[str]) -> None:
     """Make the best weights the model of a folder. Until its new manifest stands, the folder holds no model.
 
     `others` are files there that belong to the model.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.copyfile(best_folder(folder / "checkpoints", best_step) / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(best_folder(folder / "checkpoints", progress.best_step) / WEIGHTS, folder / WEIGHTS)
     write_json(folder / CONFIG, config)
-    write_manifest(folder, [CONFIG, WEIGHTS, *others])
+    write_json(folder / EVALUATION, {"step": progress.best_step, **progress.best})
+    write_manifest(folder, [CONFIG, WEIGHTS, EVALUATION, *others])
 
 
 def is_finished(folder: Path) -> bool:
@@ -158,6 +163,6 @@ def _load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
             raise CheckpointError(f"the optimizer's state names {name}, which the model does not have")
         parameter = parameters[name]
         # Moments need the parameter's memory layout (channels-last): the fused AdamW walks both in memory order.
-        restored = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        restored = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter)
         state.setdefault(parameter, {})[entry] = restored.detach()
     optimizer.state.update(state)

@@ -26,7 +26,9 @@ class _Group(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            result = super().invoke(context)
+            processes.stop()  # only now: after a fault the other processes are elsewhere, and must not be waited for
+            return result
         except _KNOWN_FAULTS as error:
             if context.params["debug"]:
                 traceback.print_exc()
@@ -37,8 +39,6 @@ class _Group(click.Group):
                 traceback.print_exc()
             click.echo(f"gen: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             sys.exit(6)
-        finally:
-            processes.stop()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,6 +1,5 @@
 """What the commands do around the API: choose what to show, and say where results lie and what to type next."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from pipeline import images as pictures
 from pipeline import previews, processes
-from pipeline.checkpoint import is_finished, list_checkpoints
+from pipeline.checkpoint import EVALUATION, is_finished, list_checkpoints
 from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes, unigram_entropy
 from pipeline.data import DataConfig, ImageSet, load_images
 from pipeline.doctor import report
@@ -19,10 +18,20 @@ from pipeline.errors import CheckpointError, UsageError
 from pipeline.generate import Model, SampleConfig, Samples, generate, samples_folder
 from pipeline.options import build
 from pipeline.reporting import Console, Reporter, Silent, table
-from pipeline.run import RunFolder, VQVAERun, find_run, load_prior, load_vqvae
+from pipeline.run import (
+    PriorRun,
+    RunFolder,
+    VQVAERun,
+    check_prior_is_finished,
+    find_run,
+    load_prior,
+    load_vqvae,
+    read_config,
+)
+from pipeline.sources import SUFFIXES
 from pipeline.stage1 import train_vqvae as run_stage1
 from pipeline.stage2 import train_prior as run_stage2
-from pipeline.storage import load_metadata
+from pipeline.storage import load_metadata, read_json
 from stage2_prior import Warp
 
 SHOWN = 64  # images in a picture of reconstructions
@@ -57,26 +66,44 @@ def sample(run: Path | None, label: str | None, device: str | None, out: Path | 
     """New images."""
     config, _ = build([SampleConfig, Warp], options, {})
     folder = find_run(run, "prior")
+    check_prior_is_finished(folder)
     target = out or samples_folder(folder, config.seed, label)
     _refuse_existing(target, "choose another --seed or --out")
-    _reporter().say(f"drawing {config.n:,} images from {folder.path}, seed {config.seed}")
-    samples = generate(folder.path, **{"n": config.n, **options}, label=label, device=device)
+    _reporter().say(_what_is_drawn(folder, config, label))
+    samples = generate(folder.path, **{"n": config.n, **options}, label=label, device=device, reporter=_reporter())
     if _is_main():
         samples.save(target)
     _print(f"wrote {len(samples):,} images into {target}; see {target / 'grid.png'}")
 
 
+def _what_is_drawn(folder: RunFolder, config: SampleConfig, label: str | None) -> str:
+    vqvae, prior = read_config(folder.vqvae, VQVAERun).model, read_config(folder.prior, PriorRun)
+    classes = "none" if not prior.class_names else label or f"{len(prior.class_names)} as in the training data"
+    return table(
+        [
+            ("task", f"draw {config.n:,} images, seed {config.seed}, {config.batch_size} at a time"),
+            ("run", str(folder.path)),
+            ("codes", f"{prior.model.height} x {prior.model.width}, each one of {prior.model.num_codes}"),
+            ("images", f"{vqvae.channels} x {vqvae.height} x {vqvae.width}"),
+            ("classes", classes),
+        ]
+    )
+
+
 def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path) -> None:
     """Originals above reconstructions, in one picture."""
     _refuse_existing(out)
+    if out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--out {out} is no picture's name; end it in .png")
     model = _load_stage1(run)
     sets = [_images_like(model.vqvae.config, str(path)).images for path in paths]
     originals = torch.cat([torch.from_numpy(images.copy()) for images in sets])[:SHOWN]
     restored = model.reconstruct(originals)
-    picture = previews.interleaved(originals.numpy(), restored.numpy())
+    columns = min(previews.COLUMNS, len(originals))
+    picture = previews.interleaved(originals.numpy(), restored.numpy(), columns)
     out.parent.mkdir(parents=True, exist_ok=True)
-    pictures.grid(picture, min(previews.COLUMNS, len(originals))).save(out)
-    error = (originals.double() - restored.double()).div(255).square().mean()
+    pictures.grid(picture, columns).save(out)
+    error = max(1e-12, float((originals.double() - restored.double()).div(255).square().mean()))
     _print(
         f"wrote {out}: {len(originals)} images, each above its reconstruction; PSNR {-10 * math.log10(error):.2f} dB"
     )
@@ -107,7 +134,7 @@ def decode(codes: Path, run: Path | None, out: Path) -> None:
             f"{codes} was written by another vqvae: sha256 {written_by[:12]}, this run has {model.vqvae.sha256[:12]}; "
             "name the run it came from with --run"
         )
-    Samples(model.decode(maps.levels), maps.levels, maps.labels).save(out)
+    Samples(model.decode(maps.levels), maps.levels, maps.labels, (), model.vqvae.sha256).save(out)
     _print(f"wrote {len(maps):,} images into {out}")
 
 
@@ -143,7 +170,7 @@ def _describe_vqvae(folder: RunFolder) -> list[tuple[str, str]]:
         ("  data", f"{loaded.config.data.data}, {len(loaded.config.class_names)} classes"),
         ("  images", f"{model.channels} x {model.height} x {model.width}"),
         ("  codes", f"{model.code_height} x {model.code_width}, each one of {model.num_codes}"),
-        ("  held out", _last_evaluation(folder.vqvae)),
+        ("  held out", _values(read_json(folder.vqvae / EVALUATION))),
     ]
 
 
@@ -159,16 +186,9 @@ def _describe_prior(folder: RunFolder) -> list[tuple[str, str]]:
         ),
         (
             "  held out",
-            f"{_last_evaluation(folder.prior)} (uniform {math.log(model.num_codes):.3f}{unigram})",
+            f"{_values(read_json(folder.prior / EVALUATION))} (uniform {math.log(model.num_codes):.3f}{unigram})",
         ),
     ]
-
-
-def _last_evaluation(stage: Path) -> str:
-    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    held_out = [line for line in lines if any(name.startswith("held_out_") for name in line)]
-    last = {name.removeprefix("held_out_"): value for name, value in held_out[-1].items() if name != "step"}
-    return _values(last)
 
 
 def _load_stage1(run: Path | None) -> Model:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import CONFIG, is_finished, newest_checkpoint
+from pipeline.checkpoint import CONFIG, IN_PROGRESS, is_finished, list_checkpoints, newest_checkpoint, step_of
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.options import contradictions, flatten
 from pipeline.reporting import Reporter
@@ -21,7 +21,7 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Mapp
 
     Raises UsageError when the folder is taken and `resume` is not given, or a flag contradicts what was saved.
     """
-    if not (folder / CONFIG).exists():
+    if not (folder / IN_PROGRESS).exists() and not (folder / CONFIG).exists():
         if resume not in (None, AUTO):
             raise CheckpointError(f"{folder} holds no run to resume")
         return None
@@ -30,7 +30,7 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Mapp
         raise UsageError(
             f"{folder} already holds {held}; go on with --resume auto (--steps extends it), or choose another --out"
         )
-    saved = read_config(folder, kind)
+    saved = read_config(folder, kind, IN_PROGRESS)
     differing: list[str] = contradictions(options, _options_of(saved), free=("steps", "data", "memory_gib"))
     if differing:
         raise UsageError("\n".join([*differing, "leave these flags out to resume, or choose another --out"]))
@@ -42,10 +42,12 @@ def _options_of(saved: VQVAERun | PriorRun) -> dict[str, Any]:
 
 
 def _extended(folder: Path, training: TrainingConfig, steps: int | None) -> TrainingConfig:
-    done = training.steps or 0
-    if steps is not None and steps < done:
-        raise UsageError(f"--steps {steps} is less than the {done} steps that {folder} was started with")
-    if is_finished(folder) and (steps is None or steps == done):
+    planned = training.steps or 0
+    if steps is not None and steps < planned:
+        raise UsageError(f"--steps {steps} is less than the {planned} steps that {folder} was started with")
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    done = step_of(checkpoints[-1]) if checkpoints else 0
+    if is_finished(folder) and (steps or planned) <= done:
         raise UsageError(f"{folder} has done its {done} steps; to train it further, pass --steps of more than {done}")
     return training if steps is None else replace(training, steps=steps)
 
@@ -63,6 +65,13 @@ def checkpoint_to_resume(folder: Path, resume: str | None, reporter: Reporter) -
     where = "from the start: there is no checkpoint yet" if checkpoint is None else f"from {checkpoint}"
     reporter.say(f"resuming {where}")
     return checkpoint
+
+
+def check_alone(resume: str | None, **others: object) -> None:
+    """Raise UsageError when what a resumed run has saved, or where it lies, is asked for again."""
+    given = [name for name, value in others.items() if value is not None]
+    if resume is not None and given:
+        raise UsageError(f"--resume goes on with what the run has saved; leave out {', '.join(given)}")
 
 
 def folder_of_checkpoint(resume: str | None) -> Path | None:

@@ -1,14 +1,18 @@
 """Every way images come in; what goes on is one uint8 array (n, channels, height, width) with labels."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import warnings
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -16,7 +20,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from pipeline import images as pictures
@@ -56,6 +60,11 @@ class DataConfig:
         ge=0,
         description="Decoded images above this size live in a memory-mapped file in the cache.",
     )
+
+    @field_validator("data", "image_size", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int | Path) else value
 
     @model_validator(mode="after")
     def _image_size_is_one(self) -> Self:
@@ -104,13 +113,16 @@ def split(n: int, held_out: float, seed: int) -> Split:
 
 
 def pixel_variance(images: UInt8[np.ndarray, "n c h w"], indices: Int[np.ndarray, "m"]) -> float:
-    """The global variance of the pixels on [0, 1], exactly, from their histogram."""
+    """The global variance of the pixels on [0, 1], from their histogram. Raises DataError when it is zero."""
     histogram = np.zeros(256, dtype=np.int64)
     for part in np.array_split(indices, max(1, len(indices) // 4096)):
         histogram += np.bincount(images[part].ravel(), minlength=256)
     levels = np.arange(256) / 255
     mean = np.average(levels, weights=histogram)
-    return float(np.average((levels - mean) ** 2, weights=histogram))
+    variance = float(np.average((levels - mean) ** 2, weights=histogram))
+    if variance == 0:
+        raise DataError("all pixels of all training images are equal: there is nothing to learn")
+    return variance
 
 
 def load_images(config: DataConfig, *, shared: bool = False) -> ImageSet:
@@ -182,7 +194,12 @@ def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         ) from error
     array = np.asarray(dataset.data)
     array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(array), np.asarray(dataset.targets), tuple(dataset.classes)
+    return np.ascontiguousarray(array), np.asarray(dataset.targets), tuple(map(_plain, dataset.classes))
+
+
+def _plain(name: str) -> str:
+    """MNIST calls its classes `3 - three`."""
+    return name.partition(" - ")[2] or name
 
 
 def import_torchvision_datasets() -> Any:
@@ -226,14 +243,16 @@ def _from_files(source: Source, config: DataConfig, *, shared: bool) -> ImageSet
 def _plan(source: Source, config: DataConfig) -> _Plan:
     """Size and colour, from the configuration or from a few images spread over the source."""
     step = -(-len(source.names) // PROBED)
-    probes = list(_readable(source, source.names[::step]))
+    probes = list(_readable(source, source.names[::step])) or list(islice(_readable(source, source.names), 1))
     grey = all(pictures.is_grey(image) for image in probes)
     colour: Colour = config.colour if config.colour != "auto" else ("grey" if grey else "colour")
     if config.image_size:
         return _Plan(colour, *config.size())
     sizes = Counter((image.height, image.width) for image in probes)
+    if not sizes:
+        return _Plan(colour, 1, 1)  # decoding will name all files as bad
     if len(sizes) != 1:
-        common = ", ".join(f"{height}x{width}" for (height, width), _ in sizes.most_common(3)) or "none readable"
+        common = ", ".join(f"{height}x{width}" for (height, width), _ in sizes.most_common(3))
         raise DataError(f"the images differ in size ({common}, ...); choose one with --image-size")
     return _Plan(colour, *sizes.most_common(1)[0][0])
 
@@ -241,9 +260,17 @@ def _plan(source: Source, config: DataConfig) -> _Plan:
 def _readable(source: Source, names: tuple[str, ...]) -> Iterator[Image.Image]:
     for name in names:
         try:
-            yield pictures.open_image(source.read(name))
+            yield _open(source, name)
         except BadImageError:
             continue  # decoding all of them will report it
+
+
+def _open(source: Source, name: str) -> Image.Image:
+    try:
+        data = source.read(name)
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an encrypted member
+        raise BadImageError(str(error)) from error
+    return pictures.open_image(data)
 
 
 def _decode_into(pixels: UInt8[np.ndarray, "n c h w"], source: Source, plan: _Plan) -> dict[int, str]:
@@ -251,8 +278,8 @@ def _decode_into(pixels: UInt8[np.ndarray, "n c h w"], source: Source, plan: _Pl
 
     def decode(index: int) -> str | None:
         try:
-            image = pictures.open_image(source.read(source.names[index]))
-        except (BadImageError, OSError, RuntimeError) as error:  # RuntimeError: an encrypted member of a .zip
+            image = _open(source, source.names[index])
+        except BadImageError as error:
             return str(error)
         pixels[index] = pictures.fit(image, plan.height, plan.width, plan.colour)
         return None
@@ -288,7 +315,8 @@ def _from_cache(source: Source, config: DataConfig, plan: _Plan) -> ImageSet:
     key = hashlib.sha256(f"{source.stamp}\n{plan}\n{config.labels} {config.on_bad_image}".encode()).hexdigest()[:32]
     folder = cache_folder() / "decoded" / key
     if not folder.exists():
-        with atomic_folder(folder) as unfinished:
+        # Another machine with the same home may decode the same files: whoever is first is right.
+        with contextlib.suppress(FileExistsError), atomic_folder(folder) as unfinished:
             _decode_to_folder(unfinished, source, config, plan)
     meta = json.loads((folder / "images.json").read_text())
     labels = np.load(folder / "labels.npy") if meta["class_names"] else None

@@ -31,6 +31,14 @@ class DivergedError(GenError):
     exit_code = 5
 
 
+class InterruptedRunError(GenError):
+    """A signal asked a training to stop; its state is saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def describe(error: ValidationError) -> str:
     """All that is wrong with a configuration, one line a field, in the words of the command line."""
     return "\n".join(_describe_one(str(part["loc"][-1]) if part["loc"] else "", part) for part in error.errors())

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from pipeline import images as pictures
 from pipeline import processes
+from pipeline.checkpoint import is_finished
 from pipeline.codes import BATCH, CodeMaps, code_dtype, save_codes
-from pipeline.errors import UsageError
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.options import build
 from pipeline.randomness import Purpose, stream
+from pipeline.reporting import Reporter, Silent
 from pipeline.run import LoadedPrior, LoadedVQVAE, PriorRun, RunFolder, find_run, load_prior, load_vqvae
 from pipeline.storage import atomic_folder
 from stage1_vqvae import Codes
@@ -51,6 +53,7 @@ class Samples:
     codes: Codes
     labels: Int[Tensor, "n"] | None
     class_names: tuple[str, ...] = ()
+    vqvae_sha256: str = ""  # of the weights that the codes mean something to
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,7 +79,9 @@ class Samples:
             for index, image in enumerate(self.to_pil()):
                 image.save(unfinished / f"{index:0{digits}d}.png")
             Samples(self.images[:GRID_IMAGES], (), None).grid().save(unfinished / "grid.png")
-            save_codes(unfinished / "codes.safetensors", CodeMaps(self.codes, self.labels), {})
+            save_codes(
+                unfinished / "codes.safetensors", CodeMaps(self.codes, self.labels), {"vqvae_sha256": self.vqvae_sha256}
+            )
         return path
 
 
@@ -150,17 +155,22 @@ class Model:
         batch_size: int = SampleConfig.batch_size,
         warp: Warp | None = None,
         accelerator: Accelerator | None = None,
+        reporter: Reporter | None = None,
     ) -> Samples:
-        """Images 0 to n - 1 of a seed. With an accelerator its processes share them, and each returns all."""
-        assert self.prior is not None
-        mine = _share(n, accelerator)
+        """Images 0 to n - 1 of a seed. With an accelerator its processes share them, and each returns all.
+
+        Raises UsageError for a class that does not exist, CheckpointError when there is no prior.
+        """
+        if self.prior is None:
+            raise CheckpointError("this run has no finished prior to sample from; train one with `gen train-prior`")
+        mine = torch.split(torch.from_numpy(_share(n, accelerator)), batch_size)
         labels = labels_of(np.arange(n), label, seed, self.prior.config)
         parts = []
-        for indices in torch.split(torch.from_numpy(mine), batch_size):
-            chosen = None if labels is None else labels[indices].to(self.device)
-            parts.append(draw_codes(self.prior.model, indices.to(self.device), chosen, seed, warp or Warp()))
+        for batch in (reporter or Silent()).steps(range(len(mine)), "batches"):
+            chosen = None if labels is None else labels[mine[batch]].to(self.device)
+            parts.append(draw_codes(self.prior.model, mine[batch].to(self.device), chosen, seed, warp or Warp()))
         codes = (_together(torch.cat(parts), n, accelerator).to(code_dtype(self.prior.config.model.num_codes)),)
-        return Samples(self.decode(codes), codes, labels, self.prior.config.class_names)
+        return Samples(self.decode(codes), codes, labels, self.prior.config.class_names, self.vqvae.sha256)
 
 
 def _share(n: int, accelerator: Accelerator | None) -> Int[np.ndarray, "m"]:
@@ -183,12 +193,13 @@ def _together(codes: Tensor, n: int, accelerator: Accelerator | None) -> Tensor:
 def load(run: str | Path | None = None, *, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
     """Load a run by its path alone; without one, the newest under runs/.
 
-    The prior is loaded where there is one. Raises CheckpointError when a model is missing, damaged, or when the
-    prior was trained on the codes of another vqvae.
+    The prior is loaded where it is finished. Raises CheckpointError when a model is missing, damaged, or when the
+    prior was trained on the codes of another vqvae, and UsageError when there is no such device.
     """
+    device = processes.find_device(device)
     folder = find_run(run, "vqvae")
     vqvae = load_vqvae(folder, device)
-    prior = load_prior(folder, vqvae.sha256, device) if (folder.path / "prior").exists() else None
+    prior = load_prior(folder, vqvae.sha256, device) if is_finished(folder.prior) else None
     if precision == "float64":
         vqvae.model.double()
         prior = prior and prior._replace(model=prior.model.double())
@@ -207,6 +218,7 @@ def generate(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     precision: Literal["float32", "float64"] = "float32",
+    reporter: Reporter | None = None,
 ) -> Samples:
     """Draw n new images from a run (by default the newest that has a prior).
 
@@ -225,18 +237,10 @@ def generate(
     folder = find_run(run, "prior")
     accelerator = processes.start()
     model = load(folder.path, device=device or accelerator.device, precision=config.precision)
-    if model.prior is None:
-        load_prior(folder, model.vqvae.sha256)  # says what is missing
-    return model.sample(
-        config.n,
-        seed=config.seed,
-        label=label,
-        batch_size=config.batch_size,
-        warp=warp,
-        accelerator=accelerator,
-    )
+    drawing: dict[str, Any] = {"seed": config.seed, "label": label, "batch_size": config.batch_size, "warp": warp}
+    return model.sample(config.n, **drawing, accelerator=accelerator, reporter=reporter)
 
 
 def samples_folder(run: RunFolder, seed: int, label: Any) -> Path:
     """Where samples go unless told otherwise."""
-    return run.samples / (f"seed-{seed}" if label is None else f"seed-{seed}-{label}")
+    return run.samples / (f"seed-{seed}" if label is None else f"seed-{seed}-{str(label).replace('/', '-')}")

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from pipeline import processes
 from pipeline.budget import steps_within
-from pipeline.checkpoint import CONFIG, publish
+from pipeline.checkpoint import IN_PROGRESS, publish
 from pipeline.continuing import checkpoint_to_resume
 from pipeline.errors import UsageError
 from pipeline.memory import expected_memory
@@ -27,7 +27,7 @@ from pipeline.training import Trainer
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the run folder, the steps done in all, and the last evaluation on the held-out split."""
+    """A finished training: the run folder, the steps done in all, and the best evaluation on the held-out split."""
 
     run: Path
     steps: int
@@ -69,6 +69,7 @@ def fit_to_processes(training: TrainingConfig, accelerator: Accelerator) -> Trai
             f"--batch-size {training.batch_size} is not divisible by {parts}, one micro-batch for each process; "
             f"choose {parts * max(1, training.batch_size // parts)}"
         )
+    check_processes(replace(training, micro_batches=parts), accelerator)
     return replace(training, micro_batches=parts, precision=precision)
 
 
@@ -105,7 +106,6 @@ def carry_out(
     published: list[str],
 ) -> Trained:
     """Initialise or resume, say what is about to happen, train, and make the best weights the stage's model."""
-    check_processes(settings.training, launch.accelerator)
     checkpoint = checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter)
     if checkpoint is None:
         trainer.start()
@@ -115,15 +115,15 @@ def carry_out(
     trainer.set_steps(settings.training)
     launch.reporter.say(_banner(trainer, facts))
     if launch.accelerator.is_main_process:
-        write_json(trainer.folder / CONFIG, as_json(settings))
+        write_json(trainer.folder / IN_PROGRESS, as_json(settings))
     launch.accelerator.init_trackers(trainer.folder.name, config=_plain(flatten(settings.model, settings.training)))
-    held_out = trainer.run()
+    trainer.run()
     if launch.accelerator.is_main_process:
-        publish(trainer.folder, as_json(settings), trainer.state.progress.best_step, published)
+        publish(trainer.folder, as_json(settings), trainer.state.progress, published)
     launch.accelerator.wait_for_everyone()
     for tracker in launch.accelerator.trackers:
         tracker.finish()
-    return Trained(trainer.folder, trainer.state.progress.step, held_out)
+    return Trained(trainer.folder, trainer.state.progress.step, trainer.state.progress.best)
 
 
 def _with_steps(launch: Launch, trainer: Trainer, training: TrainingConfig) -> TrainingConfig:

@@ -19,13 +19,15 @@ def reconstructions(model: VQVAE, images: ImageSet, parts: Split) -> np.ndarray:
     """Held-out images, each above its reconstruction: uint8 (n, c, h, w) for rows of COLUMNS."""
     originals = images.images[parts.held_out[: 2 * COLUMNS]]
     batch = torch.from_numpy(originals).to(model.data_variance.device)
-    return interleaved(originals, model.decode(model.encode(batch)).cpu().numpy())
+    return interleaved(originals, model.decode(model.encode(batch)).cpu().numpy(), COLUMNS)
 
 
-def interleaved(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Rows of COLUMNS images from `above`, each followed by the row of those that belong to them."""
-    rows = range(0, len(above), COLUMNS)
-    return np.concatenate([part[start : start + COLUMNS] for start in rows for part in (above, below)])
+def interleaved(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
+    """Rows of images from `above`, each followed by the row of those that belong to them; short rows end in white."""
+    missing = -len(above) % columns
+    white = np.full((missing, *above.shape[1:]), 255, above.dtype)
+    rows = [np.concatenate([part, white]).reshape(-1, columns, *above.shape[1:]) for part in (above, below)]
+    return np.stack(rows, axis=1).reshape(-1, *above.shape[1:])
 
 
 def samples(prior: Prior, config: PriorRun, vqvae: VQVAE) -> np.ndarray:

@@ -1,12 +1,14 @@
 """The processes of a run: what accelerate is asked for, and what is refused by name."""
 
 import gc
+import importlib.util
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from pipeline.errors import UsageError
 from pipeline.settings import Precision
@@ -22,7 +24,14 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16"):
         raise UsageError(f"mixed precision {precision!r} is not supported; use --precision bfloat16 or float32")
-    accelerator = Accelerator(mixed_precision="no", log_with=log, project_dir=folder)
+    if log is not None and importlib.util.find_spec(log) is None:
+        raise UsageError(f"--log {log} needs a package that is not installed; pip install 'gen-images[{log}]'")
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process decodes, the others wait
+    # Without CUDA the CPU: other devices lack the float64 that statistics and noise are computed in.
+    on_cpu = not torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision="no", log_with=log, project_dir=folder, kwargs_handlers=[patience]
+    )
     if accelerator.distributed_type not in _SUPPORTED:
         raise UsageError(
             f"{accelerator.distributed_type.value} is not supported; launch with --multi_gpu, or without options"
@@ -57,6 +66,15 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """A device by its name. Raises UsageError when there is none of that name here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} is not to be had here ({reason}); `gen doctor` lists the devices") from error
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

@@ -80,16 +80,16 @@ Saved = TypeVar("Saved", VQVAERun, PriorRun)
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def read_config(folder: Path, kind: type[Saved]) -> Saved:
-    """The config.json of a stage. Raises CheckpointError."""
-    content = read_json(folder / CONFIG)
+def read_config(folder: Path, kind: type[Saved], name: str = CONFIG) -> Saved:
+    """The configuration of a stage's model, or with `name` of the run in progress. Raises CheckpointError."""
+    content = read_json(folder / name)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder / CONFIG} has format_version {version}; this version reads {FORMAT_VERSION}")
+        raise CheckpointError(f"{folder / name} has format_version {version}; this version reads {FORMAT_VERSION}")
     try:
         return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
-        raise CheckpointError(f"{folder / CONFIG} is not a configuration of this kind: {describe(error)}") from error
+        raise CheckpointError(f"{folder / name} is not a configuration of this kind: {describe(error)}") from error
 
 
 def as_json(config: VQVAERun | PriorRun) -> dict[str, Any]:
@@ -123,8 +123,7 @@ class LoadedPrior(NamedTuple):
 
 def load_prior(run: RunFolder, vqvae_sha256: str, device: torch.device | str = "cpu") -> LoadedPrior:
     """Load stage 2 of a run, verified to belong to these stage-1 weights. Raises CheckpointError."""
-    if not is_finished(run.prior):
-        raise CheckpointError(f"{run.path} has no finished prior; train one with `gen train-prior {run.path}`")
+    check_prior_is_finished(run)
     verify(run.prior)
     config = read_config(run.prior, PriorRun)
     check_belongs(run, config, vqvae_sha256)
@@ -136,6 +135,12 @@ def load_prior(run: RunFolder, vqvae_sha256: str, device: torch.device | str = "
 def _ready(module: Network, device: torch.device | str) -> Network:
     """On the device, laid out for fast convolutions, and no longer to be trained."""
     return module.to(torch.device(device)).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def check_prior_is_finished(run: RunFolder) -> None:
+    """Raise CheckpointError unless a run has a prior to draw from."""
+    if not is_finished(run.prior):
+        raise CheckpointError(f"{run.path} has no finished prior; train one with `gen train-prior {run.path}`")
 
 
 def check_belongs(run: RunFolder, prior: PriorRun, vqvae_sha256: str) -> None:

@@ -34,7 +34,7 @@ class TrainingConfig:
         default=0.0,
         ge=0,
         lt=1,
-        description="Decay of the moving average of the weights that is kept; 0 for none.",
+        description="Decay of the moving average of the weights that is kept, for priors; 0 for none.",
     )
     precision: Precision = Field(
         default="auto",
@@ -86,23 +86,24 @@ PRESETS = {
             "steps": 200,
             "batch_size": 32,
         },
-        prior=_PRIOR | {"hidden": 32, "layers": 4, "head": 64, "steps": 300, "batch_size": 32},
+        prior=_PRIOR | {"hidden": 32, "layers": 5, "head": 64, "steps": 300, "batch_size": 32},
     ),
     "small": Preset(
-        vqvae={"hidden": 64, "num_codes": 128, "steps": 800, "batch_size": 64},
+        vqvae={"hidden": 64, "num_codes": 64, "steps": 1000, "batch_size": 64},
         prior=_PRIOR
         | {
             "hidden": 64,
             "layers": 6,
             "first_kernel": 5,
             "head": 128,
-            "dropout": 0.3,
-            "steps": 1200,
+            "dropout": 0.5,
+            "learning_rate": 1e-3,
+            "steps": 700,
             "batch_size": 64,
         },
     ),
     "base": Preset(
-        vqvae={"steps": 20_000},
+        vqvae={"steps": 20_000, "batch_size": 64},
         prior=_PRIOR
         | {"hidden": 96, "layers": 8, "first_kernel": 5, "dropout": 0.1, "steps": 50_000, "batch_size": 32},
     ),

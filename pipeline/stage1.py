@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pipeline import previews, processes
 from pipeline.batches import ImageBatches
-from pipeline.continuing import folder_of_checkpoint, saved_run
+from pipeline.checkpoint import is_finished
+from pipeline.continuing import check_alone, folder_of_checkpoint, saved_run
 from pipeline.data import (
     ARRAY,
     EMBEDDED,
@@ -23,11 +24,12 @@ from pipeline.data import (
     pixel_variance,
     split,
 )
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UsageError
 from pipeline.launch import (
     Launch,
     Trained,
     carry_out,
+    check_processes,
     fit_to_processes,
     make_folder,
     merge,
@@ -66,18 +68,29 @@ def train_vqvae(
     if images is not None:
         given["data"] = ARRAY
     stage = folder_of_checkpoint(resume)
+    check_alone(resume, **{"--preset": preset, "--config": config, "--out": out if stage else None})
     run = RunFolder(stage.parent if stage else Path(out or default_folder(given)))
     launch = Launch(given, processes.start(log, run.vqvae), reporter or Silent(), resume)
     saved = saved_run(run.vqvae, VQVAERun, resume, given)
     if saved:
-        settings = saved
-        image_set = load(replace(saved.data, **_only_data(given)), images, targets, launch)
+        check_processes(saved.training, launch.accelerator)
+        _check_no_prior(run)
+        settings = replace(saved, data=replace(saved.data, **_only_data(given)))
+        image_set = load(settings.data, images, targets, launch)
         check_unchanged(run, saved, image_set)
     else:
         wanted = _new_options(given, preset, config)
         image_set = load(wanted.data, images, targets, launch)
         settings = _new_run(wanted, image_set, launch)
     return _train(launch, run, settings, image_set)
+
+
+def _check_no_prior(run: RunFolder) -> None:
+    """Further training would change the codes that a finished prior was trained on."""
+    if is_finished(run.prior):
+        raise UsageError(
+            f"the prior in {run.prior} belongs to these weights; copy {run.vqvae} into a new run folder, to go on there"
+        )
 
 
 class _Options(NamedTuple):
@@ -184,7 +197,8 @@ def default_folder(given: dict[str, Any]) -> Path:
 
 
 def _only_data(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: given[name] for name in ("data", "memory_gib") if name in given}
+    found: dict[str, Any] = {name: given[name] for name in ("data", "memory_gib") if name in given}
+    return found | ({"data": _absolute(str(found["data"]))} if "data" in found else {})
 
 
 def _absolute(data: str) -> str:

@@ -11,12 +11,21 @@ from torch import Tensor, nn
 
 from pipeline import previews, processes
 from pipeline.batches import CodeBatches
-from pipeline.checkpoint import CONFIG, WEIGHTS
+from pipeline.checkpoint import CONFIG, EVALUATION, WEIGHTS, is_finished
 from pipeline.codes import CodeMaps, extract, read_current, unigram_entropy
-from pipeline.continuing import folder_of_checkpoint, saved_run
+from pipeline.continuing import check_alone, folder_of_checkpoint, saved_run
 from pipeline.data import ARRAY, EMBEDDED, Split, class_weights
 from pipeline.errors import UsageError
-from pipeline.launch import Launch, Trained, carry_out, fit_to_processes, make_folder, merge, seeded_weights
+from pipeline.launch import (
+    Launch,
+    Trained,
+    carry_out,
+    check_processes,
+    fit_to_processes,
+    make_folder,
+    merge,
+    seeded_weights,
+)
 from pipeline.options import build
 from pipeline.reporting import Reporter, Silent
 from pipeline.run import (
@@ -32,7 +41,7 @@ from pipeline.run import (
 )
 from pipeline.settings import TrainingConfig
 from pipeline.stage1 import check_unchanged, load
-from pipeline.storage import atomic_folder, load_tensors, verify
+from pipeline.storage import atomic_folder, load_tensors, sha256, verify
 from pipeline.training import Trainer
 from stage2_prior import PixelCNN, PixelCNNConfig, PriorTask
 
@@ -63,6 +72,7 @@ def train_prior(
     """
     given = {name: value for name, value in options.items() if value is not None}
     stage = folder_of_checkpoint(resume)
+    check_alone(resume, **{"--preset": preset, "--config": config, "RUN or --out": (run or out) if stage else None})
     source = RunFolder(stage.parent.parent) if stage else find_run(run, "vqvae")
     folder = RunFolder(Path(out)) if out and not stage else source
     launch = Launch(given, processes.start(log, folder.prior), reporter or Silent(), resume)
@@ -73,9 +83,11 @@ def train_prior(
         build(CONFIGS, new, {})  # report all bad options before any work
     _copy_stage1(source, folder, launch)
     vqvae = load_vqvae(folder, launch.accelerator.device)
+    if saved:
+        check_processes(saved.training, launch.accelerator)
+        check_belongs(folder, saved, vqvae.sha256)
     maps = _code_maps(folder, vqvae, data, images, targets, launch)
     settings = saved or _new_run(new, vqvae, maps["train"], launch)
-    check_belongs(folder, settings, vqvae.sha256)
     return _train(launch, folder, settings, vqvae, maps)
 
 
@@ -86,12 +98,13 @@ def _data_of(source: RunFolder) -> str:
 def _copy_stage1(source: RunFolder, folder: RunFolder, launch: Launch) -> None:
     """Put the frozen stage 1 of another run where this run's is, so that the folder is whole by itself."""
     if folder.path.resolve() != source.path.resolve() and launch.accelerator.is_main_process:
-        if folder.vqvae.exists():
-            raise UsageError(f"{folder.vqvae} exists already; choose another --out")
         verify(source.vqvae)
-        with atomic_folder(folder.vqvae) as unfinished:
-            for name in (CONFIG, WEIGHTS, SPLIT):
-                shutil.copyfile(source.vqvae / name, unfinished / name)
+        if not folder.vqvae.exists():
+            with atomic_folder(folder.vqvae) as unfinished:
+                for name in (CONFIG, WEIGHTS, EVALUATION, SPLIT):
+                    shutil.copyfile(source.vqvae / name, unfinished / name)
+        elif not is_finished(folder.vqvae) or sha256(folder.vqvae / WEIGHTS) != sha256(source.vqvae / WEIGHTS):
+            raise UsageError(f"{folder.vqvae} exists already, and is not that of {source.path}; choose another --out")
     launch.accelerator.wait_for_everyone()
 
 
@@ -185,5 +198,14 @@ def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> 
         ("task", "learn the distribution of codes (stage 2)"),
         ("data", f"{folder.codes}: {len(codes):,} maps, {len(maps['held_out']):,} more held out{classes}"),
         ("codes", f"{model.height} x {model.width}, each one of {model.num_codes}"),
+        ("reach", _reach(model)),
         ("scale", f"nats a code: uniform {math.log(model.num_codes):.3f}, by frequency alone {unigram:.3f}"),
     ]
+
+
+def _reach(model: PixelCNNConfig) -> str:
+    largest = max(model.height, model.width) - 1
+    advice = (
+        "" if model.reach >= largest else f"; the map has {largest}: more --layers or a larger --kernel would see all"
+    )
+    return f"{model.reach} rows and columns back{advice}"

@@ -32,10 +32,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield unfinished
         write_manifest(unfinished, sorted(file.name for file in unfinished.iterdir()))
         unfinished.chmod(0o777 & ~_umask())
-        unfinished.rename(path)
+        _take_name(unfinished, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _take_name(unfinished: Path, path: Path) -> None:
+    try:
+        unfinished.rename(path)
+    except OSError as error:
+        if path.exists():
+            raise FileExistsError(error.errno, "was written by somebody else meanwhile", str(path)) from error
+        raise
 
 
 def write_manifest(folder: Path, names: list[str]) -> None:

@@ -6,6 +6,7 @@ codebook's choices all follow from these, whatever the number of processes and w
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline import processes
 from pipeline.checkpoint import Progress, TrainingState, discard_after, load_checkpoint, save_best, save_checkpoint
-from pipeline.errors import DivergedError
+from pipeline.errors import DivergedError, InterruptedRunError
+from pipeline.interruption import Interruption
 from pipeline.randomness import Places, Purpose, batch_places, generator, number
 from pipeline.reporting import Reporter
 from pipeline.settings import TrainingConfig, is_due, learning_rate
@@ -105,7 +107,11 @@ class Trainer:
         return torch.optim.AdamW(groups, betas=(0.9, self.config.beta2), fused=True)
 
     def start(self) -> None:
-        """Let the task fit itself to a few batches, and give every process the same result."""
+        """Let the task fit itself to a few batches, and give every process the same result.
+
+        Whatever a run that ended before its first checkpoint left is given up.
+        """
+        self._give_up_after(-1)
         batches = [self._training_batch(self._places(step)) for step in range(POOLED_BATCHES)]
         with torch.no_grad(), self.autocast():
             self.task.initialise(batches, generator(self.config.seed, Purpose.CODEBOOK, device=self.device))
@@ -116,9 +122,12 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint; later ones, if any, are given up."""
         load_checkpoint(checkpoint, self.state)
+        self._give_up_after(self.state.progress.step)
+
+    def _give_up_after(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            for path in discard_after(self.checkpoints, self.state.progress.step):
-                self.reporter.say(f"removed {path}, which lies ahead of the checkpoint resumed from")
+            for path in discard_after(self.checkpoints, step):
+                self.reporter.say(f"removed {path}, which lies ahead of where this run goes on")
         self.accelerator.wait_for_everyone()
 
     def set_steps(self, config: TrainingConfig) -> None:
@@ -126,28 +135,31 @@ class Trainer:
         self.config = config
         self.state.progress.total_steps = config.steps or 0
 
-    def run(self) -> dict[str, float]:
-        """Train to the end; returns the last evaluation on the held-out split. Raises DivergedError."""
+    def run(self) -> None:
+        """Train to the end. Raises DivergedError, and InterruptedRunError on a signal."""
         progress = self.state.progress
         log = _Log(self)
-        result: dict[str, float] = {}
-        with _own_random_numbers(self.device):
+        with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
             for step in self.reporter.steps(range(progress.step, progress.total_steps), self.folder.name):
                 log.add(self.train_step(step))
                 progress.step = step + 1
                 if is_due(LOGGED_LINES, progress.step, progress.total_steps):
                     log.write()
                 if is_due(self.config.evaluations, progress.step, progress.total_steps):
-                    result = self._evaluate_and_keep(log)
-                if is_due(self.config.checkpoints, progress.step, progress.total_steps):
+                    log.write()
+                    self._evaluate_and_keep(log)
+                asked = interruption.agreed(progress.step)
+                if asked or is_due(self.config.checkpoints, progress.step, progress.total_steps):
+                    log.write()
                     self._save()
-        return result
+                if asked:
+                    raise InterruptedRunError(_stopped(progress), asked)
 
     def train_step(self, step: int) -> StepResult:
         """One step over the whole batch: forward and backward by micro-batches, optimizer, update, average."""
         share = step / self.state.progress.total_steps
         result = self._accumulate(step, share)
-        torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip)
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.state.progress.total_steps)
         self.state.optimizer.step()
@@ -157,7 +169,8 @@ class Trainer:
             _forget(self.state.optimizer, reset.parameter, reset.rows)
         if self.state.average is not None:
             self.state.average.update_parameters(self.task)
-        return result
+        # The norm is remembered as a metric: it is the first to tell that the weights are about to be lost.
+        return result._replace(metrics={**result.metrics, "gradient_norm": norm})
 
     def _accumulate(self, step: int, share: float) -> StepResult:
         """Gradients of the mean loss over this process's micro-batches (DDP takes the mean over processes)."""
@@ -197,19 +210,22 @@ class Trainer:
         self.state.evaluated.train()
         return dict(self.task.summarise({name: self.accelerator.reduce(t, "sum") for name, t in totals.items()}))
 
-    def _evaluate_and_keep(self, log: "_Log") -> dict[str, float]:
+    def _evaluate_and_keep(self, log: "_Log") -> None:
         result, progress = self.evaluate(), self.state.progress
         log.line({f"held_out_{name}": value for name, value in result.items()})
         self.reporter.say(f"step {progress.step:,}, held out: " + _values(result))
-        if result[self.metric] < progress.best:
-            progress.best, progress.best_step = result[self.metric], progress.step
+        if not progress.best or result[self.metric] < progress.best[self.metric]:
+            progress.best, progress.best_step = result, progress.step
             if self.accelerator.is_main_process:
                 save_best(self.checkpoints, self.state)
+        self.show_preview()
+
+    def show_preview(self) -> None:
+        """Let the stage make its picture with the evaluated weights."""
         with torch.no_grad(), self.autocast():
             self.state.evaluated.eval()
             self.preview(self.state.evaluated)
             self.state.evaluated.train()
-        return result
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -225,6 +241,10 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         """The precision of the matrix products of this training."""
         return processes.autocast(self.config.precision, self.device)
+
+
+def _stopped(progress: Progress) -> str:
+    return f"stopped as asked after step {progress.step:,} of {progress.total_steps:,}; go on with --resume auto"
 
 
 def _join(results: list[StepResult]) -> StepResult:
@@ -245,7 +265,7 @@ def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Ten
 
 
 def _warmed_up(decay: float) -> Callable[[Any, Any, Any], None]:
-    """A moving average whose decay grows from 0.1 to `decay`, so that the first weights are soon forgotten."""
+    """A moving average whose decay grows from 2/11 to `decay`, so that the first weights are soon forgotten."""
 
     @torch.no_grad()
     def update(averages: Any, currents: Any, num_averaged: Any) -> None:
@@ -256,7 +276,7 @@ def _warmed_up(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 @contextlib.contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
+def own_random_numbers(device: torch.device) -> Iterator[None]:
     """Seed torch's global generators freely, and leave the caller's as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
@@ -278,15 +298,22 @@ class _Log:
         self.pending.append(result.metrics)
 
     def write(self) -> None:
-        """Write the means. Raises DivergedError on every process when the loss is no number on any."""
+        """Write the means, if there are any new ones.
+
+        Raises DivergedError, on every process alike, when the loss or the gradient was no number on any of them: called
+        before every evaluation and checkpoint, so that neither is ever of lost weights.
+        """
+        if not self.pending:
+            return
         trainer, seconds = self.trainer, time.perf_counter() - self.since
         stacked = {name: torch.stack([m[name] for m in self.pending]).float().mean() for name in self.pending[0]}
         means = {name: float(trainer.accelerator.reduce(value, "mean")) for name, value in stacked.items()}
         step = trainer.state.progress.step
-        if means["loss"] - means["loss"] != 0:  # NaN or infinite
+        if not math.isfinite(means["loss"] + means["gradient_norm"]):
             raise DivergedError(
-                f"the loss is {means['loss']} near step {step}; try a smaller --learning-rate (it is "
-                f"{trainer.config.learning_rate}) or --precision float32; checkpoints are in {trainer.checkpoints}"
+                f"the loss is {means['loss']}, the gradient {means['gradient_norm']} near step {step}; try a smaller "
+                f"--learning-rate (it is {trainer.config.learning_rate}) or --precision float32; checkpoints are in "
+                f"{trainer.checkpoints}"
             )
         means["images_per_second"] = len(self.pending) * trainer.config.batch_size / seconds
         means["learning_rate"] = learning_rate(trainer.config, step - 1, trainer.state.progress.total_steps)
@@ -308,8 +335,15 @@ class _Log:
 def _drop_lines_after(path: Path, step: int) -> None:
     """What was logged beyond the checkpoint that a run resumes from will be logged again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        kept = [line for line in path.read_text().splitlines() if _step_of_line(line) <= step]
         path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def _step_of_line(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf  # the line that was being written when the power failed
 
 
 def _values(values: dict[str, float]) -> str:

@@ -40,7 +40,7 @@ class VQVAE(nn.Module):
 
     Images are uint8 (n, channels, height, width) on both sides; the normalisation to [-1/2, 1/2] is inside.
     `data_variance` is the global variance of the training pixels on [0, 1]; it scales the reconstruction loss, so
-    that a loss of 1 is what predicting the mean image costs.
+    that a loss of 1 is what predicting one constant grey for all pixels costs.
     """
 
     data_variance: Tensor

@@ -38,5 +38,10 @@ class PixelCNNConfig:
             raise ValueError(f"a causal window has a centre, so its side is odd; got {', '.join(even)}")
         return self
 
+    @property
+    def reach(self) -> int:
+        """How many rows up and columns to the left the logits of a position depend on; no further."""
+        return self.first_kernel // 2 + (self.layers - 1) * (self.kernel // 2)
+
     def _kernels(self) -> dict[str, int]:
         return {"kernel": self.kernel, "first_kernel": self.first_kernel}

@@ -1,15 +1,20 @@
 """The command as a person uses it: what it prints, where things lie, and how it fails."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from pipeline import generate
 from pipeline.cli import main
 from pipeline.codes import load_codes
 
@@ -143,6 +148,9 @@ def test_a_prior_refuses_a_vqvae_that_it_was_not_trained_on(tmp_path: Path, trai
         (4, ["sample", "nowhere"], "no run folder nowhere"),
         (2, ["sample"], "no finished prior"),
         (2, ["sample", "run", "--out", "images"], "images exists already"),
+        (2, ["sample", "run", "--device", "cuda:99"], "--device cuda:99 is not to be had here"),
+        (2, ["sample", "run", "--device", "toaster"], "--device toaster is not to be had here"),
+        (4, ["sample", "half"], "half has no finished prior; train one"),
         (3, ["reconstruct", "nowhere", "--run", "run"], "no such file or folder"),
         (3, ["encode", "broken", "--run", "run"], "cannot be read"),
         (4, ["decode", "nowhere", "--run", "run", "--out", "x"], "nowhere is missing"),
@@ -153,6 +161,7 @@ def test_faults_are_named_in_a_line_or_two_with_an_exit_code(
     tmp_path: Path, trained: Path, code: int, arguments: Sequence[str], expected: str
 ) -> None:
     shutil.copytree(trained, "run")
+    shutil.copytree(trained / "vqvae", "half/vqvae")
     (tmp_path / "empty").mkdir()
     pictures(tmp_path / "images", (32, 32), "RGB", n=4)
     broken = pictures(tmp_path / "broken", (32, 32), "RGB", n=4)
@@ -163,6 +172,19 @@ def test_faults_are_named_in_a_line_or_two_with_an_exit_code(
     assert expected in message
     assert len([line for line in message.splitlines() if line.startswith("gen: error") or "Error" in line]) <= 1
     assert {path: path.read_bytes() for path in before} == before, "nothing is overwritten"
+
+
+def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "sample", str(trained), "--n", "3", "--seed", "8", "--out", "there"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    here = generate(trained, 3, seed=8)
+    assert torch.equal(load_codes(Path("there/codes.safetensors")).levels[0], here.codes[0])
+
+
+def test_tensorboard_is_written_or_missed_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'gen-images[tensorboard]'" in fails(2, "train-vqvae", "--log", "tensorboard", *TINY)
 
 
 def test_debug_shows_the_traceback() -> None:

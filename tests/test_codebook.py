@@ -35,11 +35,18 @@ def test_perplexity_of_equal_use_is_the_number_of_used_codes(used: int, unused: 
 def test_k_means_finds_separated_clusters() -> None:
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     vectors = (centres[:, None] + 0.1 * torch.randn(3, 40, 2)).reshape(-1, 2)
-    # Random starts may put two centres into one cluster; empty clusters then wander until each has its own.
+    # From some starts two centres share a cluster for good; the best of ten does not.
     found = [k_means(vectors, 3, torch.Generator().manual_seed(seed)) for seed in range(10)]
     best = max(found, key=lambda clusters: float(clusters.counts.min()))
     assert best.counts.tolist() == [40, 40, 40]
     assert torch.cdist(best.centres, centres).min(1).values.max() < 0.1
+
+
+def test_an_empty_cluster_moves_onto_a_vector() -> None:
+    vectors = torch.cat([torch.zeros(200, 2), torch.tensor([[9.0, 9.0], [8.0, 0.0]])])
+    # Of 202 vectors all but two are equal: starts coincide, and only one of each kind wins vectors.
+    clusters = k_means(vectors, 3, torch.Generator().manual_seed(0), iterations=200)
+    assert sorted(clusters.counts.tolist()) == [1, 1, 200]
 
 
 def test_k_means_with_fewer_vectors_than_codes_keeps_every_vector() -> None:

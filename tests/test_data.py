@@ -54,6 +54,25 @@ def test_a_flat_folder_has_no_classes_and_neither_has_a_mixed_one(tmp_path: Path
     assert label_by_folder(("x/deep/a.png", "y/b.png")) is not None
 
 
+def test_damaged_members_of_a_zip_are_named_or_skipped(tmp_path: Path) -> None:
+    root = folder_of_images(tmp_path / "data", size=(40, 40))
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(root.rglob("*.png")):
+            file.write(path, path.relative_to(root))
+        start = file.getinfo("blue sky/img 0.png").header_offset
+    content = bytearray(archive.read_bytes())
+    content[start + 30 + len("blue sky/img 0.png") + 60] ^= 255  # within the first image: its CRC no longer fits
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"(?s)1 of 6 images.*blue sky/img 0\.png: Bad CRC"):
+        load_images(DataConfig(data=str(archive)))
+    assert len(load_images(DataConfig(data=str(archive), on_bad_image="skip")).images) == 5
+
+
+def test_options_of_natural_types_are_taken(tmp_path: Path) -> None:
+    assert DataConfig(image_size=32, data=tmp_path).size() == (32, 32)  # type: ignore[arg-type]
+
+
 def test_images_are_sorted_as_people_count(tmp_path: Path) -> None:
     for name in ("img10.png", "img9.png", "img1.png"):
         Image.new("L", (4, 4)).save(tmp_path / name)
@@ -84,6 +103,14 @@ def test_bad_images_are_named_or_skipped(tmp_path: Path) -> None:
     images = load_images(DataConfig(data=str(root), on_bad_image="skip"))
     assert len(images.images) == 6 and len(images.skipped) == 2
     assert images.labels is not None and images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_an_image_of_absurd_size_is_named_and_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder_of_images(tmp_path / "data")
+    Image.new("L", (30, 30)).save(root / "grün" / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # 900 pixels: more than this, less than twice as many
+    with pytest.raises(DataError, match=r"(?s)1 of 7 images.*huge\.png: too many pixels \(600 at most\)"):
+        load_images(DataConfig(data=str(root), image_size="8"))
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -82,8 +82,8 @@ def test_labels_must_be_given_exactly_where_there_are_classes(kind: type[Prior])
 
 @every_prior
 def test_the_probabilities_of_all_maps_sum_to_one(kind: type[Prior]) -> None:
-    prior = small_prior(kind, height=1, width=3)
-    maps = torch.cartesian_prod(*[torch.arange(7)] * 3)[:, None]
+    prior = small_prior(kind, height=2, width=2)
+    maps = torch.cartesian_prod(*[torch.arange(7)] * 4).reshape(-1, 2, 2)
     nats = F.cross_entropy(prior(maps, None).detach(), maps, reduction="none").sum((1, 2))
     assert float((-nats).exp().sum()) == pytest.approx(1, abs=1e-12)
 

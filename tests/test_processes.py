@@ -1,5 +1,6 @@
 """One and two processes do the same; a launch that would go wrong silently is refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,13 @@ def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path
 
 
 @pytest.mark.parametrize("rule", ["ema", "gradient"])
+@pytest.mark.parametrize("stage", ["vqvae", "prior/0"])
+def test_one_and_two_processes_measure_the_same(one_and_two: tuple[Path, Path], rule: str, stage: str) -> None:
+    one, two = (json.loads((folder / rule / stage / "held_out.json").read_text()) for folder in one_and_two)
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["ema", "gradient"])
 def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, Path], rule: str) -> None:
     one, two = (load_tensors(folder / rule / "codes" / "train.safetensors") for folder in one_and_two)
     assert {"level0", "flipped0", "labels"} <= one.keys()
@@ -64,6 +72,7 @@ def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Pat
         drawn_by_two = load_tensors(run / f"samples-{precision}.safetensors")
         drawn_by_one = generate(run, 11, seed=5, precision=precision)
         assert torch.equal(drawn_by_two["codes"], drawn_by_one.codes[0])
+        assert (drawn_by_two["images"].int() - drawn_by_one.images.int()).abs().max() <= 1
         assert drawn_by_one.labels is not None and torch.equal(drawn_by_two["labels"], drawn_by_one.labels)
 
 

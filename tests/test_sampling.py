@@ -32,6 +32,15 @@ def test_top_p_keeps_the_fewest_codes_that_hold_the_mass(logits: list[float], ma
     assert bool((probabilities[kept].min() >= probabilities[~kept]).all())
 
 
+def test_temperature_comes_first_then_top_k_then_top_p() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
+    # At temperature 2 the two largest of the three kept hold 0.82 of the mass; at temperature 1 one alone holds 0.67.
+    assert Warp(temperature=2.0, top_k=3, top_p=0.6)(logits).isfinite().tolist() == [[True, True, False, False]]
+    assert Warp(top_k=3, top_p=0.6)(logits).isfinite().tolist() == [[True, False, False, False]]
+    # Of all four, the first two hold 0.72: top-p before top-k would keep a third at 0.75.
+    assert Warp(temperature=2.0, top_k=3, top_p=0.75)(logits).isfinite().tolist() == [[True, True, False, False]]
+
+
 def test_temperature_divides_the_logits() -> None:
     logits = torch.randn(3, 5, dtype=torch.float64)
     torch.testing.assert_close(Warp(temperature=0.5)(logits), 2 * logits)

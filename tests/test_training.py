@@ -1,7 +1,9 @@
 """The loop: resuming is exact, extending goes on, nothing is overwritten, faults are named."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 
 from pipeline import CheckpointError, DataError, DivergedError, UsageError, load, train_prior, train_vqvae
 from pipeline.checkpoint import list_checkpoints
+from pipeline.codes import load_codes
+from pipeline.errors import InterruptedRunError
 from pipeline.reporting import Silent
 from pipeline.storage import load_tensors
 from pipeline.training import Trainer
@@ -21,8 +25,8 @@ STAGE1 = {**TINY_VQVAE, "flip": True, "micro_batches": 2, "checkpoints": 12, "ke
 STAGE2 = {**TINY_PRIOR, "dropout": 0.5, "micro_batches": 2, "checkpoints": 12, "keep": 20, "average_decay": 0.9}
 
 
-class InterruptedRunError(Exception):
-    """Stands for a power cut."""
+class PowerCutError(Exception):
+    """Ends a run without warning."""
 
 
 def interrupting(after: int) -> Silent:
@@ -32,7 +36,7 @@ def interrupting(after: int) -> Silent:
         def steps(self, steps: range, description: str) -> Any:
             for step in steps:
                 if step == after:
-                    raise InterruptedRunError
+                    raise PowerCutError
                 yield step
 
     return Reporter()
@@ -63,7 +67,7 @@ def last_checkpoint(stage: Path) -> Path:
 @pytest.mark.parametrize("rule", ["ema", "gradient"])
 def test_stage1_seven_steps_and_five_are_twelve(tmp_path: Path, rule: str) -> None:
     whole = stage1(tmp_path / "whole", codebook_rule=rule)
-    with pytest.raises(InterruptedRunError):
+    with pytest.raises(PowerCutError):
         stage1(tmp_path / "parts", codebook_rule=rule, reporter=interrupting(7))
     assert last_checkpoint(tmp_path / "parts" / "vqvae").name == "step-000000007"
     parts = stage1(tmp_path / "parts", codebook_rule=rule, resume="auto")
@@ -74,11 +78,30 @@ def test_stage1_seven_steps_and_five_are_twelve(tmp_path: Path, rule: str) -> No
         assert_same_files(seventh, last_checkpoint(parts))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_can_be_resumed_from(tmp_path: Path, number: signal.Signals) -> None:
+    class Signalling(Silent):
+        def steps(self, steps: range, description: str) -> Any:
+            for step in steps:
+                if step == 4:
+                    os.kill(os.getpid(), number)
+                yield step
+
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRunError, match=r"stopped as asked after step 5 of 12.*--resume auto") as caught:
+        stage1(tmp_path / "parts", checkpoints=1, reporter=Signalling())
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    assert last_checkpoint(tmp_path / "parts" / "vqvae").name == "step-000000005"
+    whole, parts = stage1(tmp_path / "whole"), stage1(tmp_path / "parts", checkpoints=1, resume="auto")
+    assert_same_files(last_checkpoint(whole), last_checkpoint(parts))
+
+
 def test_stage2_seven_steps_and_five_are_twelve(tmp_path: Path) -> None:
     stage1(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     whole = stage2(tmp_path / "run")
-    with pytest.raises(InterruptedRunError):
+    with pytest.raises(PowerCutError):
         stage2(tmp_path / "other", reporter=interrupting(7))
     parts = stage2(tmp_path / "other", resume="auto")
     assert_same_files(last_checkpoint(whole), last_checkpoint(parts))
@@ -89,14 +112,14 @@ def test_stage2_seven_steps_and_five_are_twelve(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_auto_and_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InterruptedRunError):
+    with pytest.raises(PowerCutError):
         stage1(tmp_path / "run", reporter=interrupting(7))
     newest = last_checkpoint(tmp_path / "run" / "vqvae")
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-3] ^= 1
     (newest / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged"):
-        stage1(tmp_path / "ignored", resume=str(newest))
+        train_vqvae(resume=str(newest), images=IMAGES, targets=TARGETS)
     whole, mended = stage1(tmp_path / "whole"), stage1(tmp_path / "run", resume="auto")
     assert_same_files(whole, mended)
 
@@ -129,7 +152,7 @@ def test_a_finished_run_is_left_alone_unless_extended(tmp_path: Path) -> None:
 
 
 def test_flags_that_contradict_the_saved_run_are_all_named(tmp_path: Path) -> None:
-    with pytest.raises(InterruptedRunError):
+    with pytest.raises(PowerCutError):
         stage1(tmp_path / "run", reporter=interrupting(2))
     with pytest.raises(UsageError, match=r"(?s)--hidden 9 .* has 8.*--batch-size 4 .* has 8"):
         stage1(tmp_path / "run", resume="auto", hidden=9, batch_size=4)
@@ -138,7 +161,7 @@ def test_flags_that_contradict_the_saved_run_are_all_named(tmp_path: Path) -> No
 
 
 def test_resuming_on_other_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InterruptedRunError):
+    with pytest.raises(PowerCutError):
         stage1(tmp_path / "run", reporter=interrupting(2))
     with pytest.raises(DataError, match=r"not those that .* was trained on: fingerprint"):
         train_vqvae(out=tmp_path / "run", images=255 - IMAGES, targets=TARGETS, resume="auto")
@@ -179,10 +202,50 @@ def test_the_best_evaluation_is_what_the_folder_holds(tmp_path: Path, monkeypatc
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"loss is (nan|inf).*--learning-rate .it is 1e.30"):
+    with pytest.raises(DivergedError, match=r"loss is .*--learning-rate .it is 1e.30"):
         stage1(tmp_path / "run", learning_rate=1e30, warmup_steps=0, clip=1e30)
     for checkpoint in list_checkpoints(tmp_path / "run" / "vqvae" / "checkpoints"):
         assert all(t.isfinite().all() for t in load_tensors(checkpoint / "model.safetensors").values())
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulate = Trainer._accumulate
+
+    def poisoned(self: Trainer, step: int, share: float) -> Any:
+        result = accumulate(self, step, share)  # the loss is still a number
+        if step == 6:
+            next(self.task.parameters()).grad.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(Trainer, "_accumulate", poisoned)
+    monkeypatch.setattr("pipeline.training.LOGGED_LINES", 1)
+    with pytest.raises(DivergedError, match="gradient nan near step 7"):
+        stage1(tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run" / "vqvae").name == "step-000000006"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_gradient_is_the_mean_over_the_batch_however_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """Against one backward pass over the whole batch by hand."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def compared(self: Trainer, step: int, share: float) -> Any:
+        output = self.task(self.data.training_batch(self._places(step), self.device), share)
+        expected = torch.autograd.grad(output.loss, list(self.task.parameters()))
+        result = accumulate(self, step, share)
+        for parameter, gradient in zip(self.task.parameters(), expected, strict=True):
+            seen[f"{step} {parameter.shape}"] = gradient
+            assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-6 + 1e-5 * float(gradient.abs().max()))
+        return result
+
+    accumulate = Trainer._accumulate
+    monkeypatch.setattr(Trainer, "_accumulate", compared)
+    stage1(tmp_path / "run", micro_batches=parts, steps=2, codebook_rule="gradient")
+    assert any(gradient.abs().max() > 1e-3 for gradient in seen.values())
 
 
 @pytest.mark.parametrize("stage", [stage1, stage2])
@@ -197,7 +260,7 @@ def test_minutes_become_steps_once_and_leave_no_trace(
         stage1(counted)
         shutil.copytree(counted, timed)
     first = stage(counted)
-    second = stage(timed, steps=None, max_minutes=0.05)
+    second = stage(timed, steps=None, max_minutes=5.0)
     assert json.loads((second / "config.json").read_text())["training"]["steps"] == 12
     assert_same_files(last_checkpoint(first), last_checkpoint(second))
 
@@ -210,7 +273,7 @@ def _measured_then_twelve(trainer: Trainer, seconds: float) -> int:
 
 
 def test_averaged_weights_are_the_ones_evaluated(tmp_path: Path, trained: Path) -> None:
-    stage = stage2(trained, out=tmp_path / "other", average_decay=0.9)
+    stage = stage2(trained, out=tmp_path / "other", average_decay=0.9, evaluations=1)
     final = last_checkpoint(stage)
     average, raw = load_tensors(final / "average.safetensors"), load_tensors(final / "model.safetensors")
     # The average as a recurrence over the weights of each step, with the decay's warm-up.
@@ -221,3 +284,68 @@ def test_averaged_weights_are_the_ones_evaluated(tmp_path: Path, trained: Path) 
         expected = torch.lerp(expected, weight, 1 - min(0.9, (1 + count) / (10 + count)))
     torch.testing.assert_close(average["module.prior.head.1.weight"].double(), expected, rtol=1e-5, atol=1e-7)
     assert not torch.equal(average["module.prior.head.1.weight"], raw["prior.head.1.weight"])
+    published = load_tensors(stage / "model.safetensors")
+    assert all(torch.equal(published[name], average[f"module.{name}"]) for name in published)
+    prior, codes = load(tmp_path / "other").prior, load_codes(tmp_path / "other" / "codes" / "held_out.safetensors")
+    assert prior is not None
+    logits = prior.model(codes.levels[0].long(), codes.labels)
+    nats = float(torch.nn.functional.cross_entropy(logits, codes.levels[0].long()))
+    assert json.loads((stage / "held_out.json").read_text()) == {"step": 12, "nats": pytest.approx(nats, rel=1e-5)}
+
+
+def test_an_interrupted_extension_leaves_the_finished_model_whole(tmp_path: Path) -> None:
+    """Once, the extension's config took the place of the model's, and the model counted as damaged."""
+    stage1(tmp_path / "run", steps=6)
+    again: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "out": tmp_path / "run", "resume": "auto"}
+    with pytest.raises(PowerCutError):
+        train_vqvae(**again, steps=12, reporter=interrupting(9))
+    assert load(tmp_path / "run").vqvae.config.training.steps == 6
+    done = train_vqvae(**again)
+    assert done.steps == 12 and load(tmp_path / "run").vqvae.config.training.steps == 12
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    """Once, the best weights it had kept stood in the way of the same step's."""
+    whole = stage1(tmp_path / "whole", evaluations=12, checkpoints=1)
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "parts", evaluations=12, checkpoints=1, reporter=interrupting(7))
+    parts = stage1(tmp_path / "parts", evaluations=12, checkpoints=1, resume="auto")
+    assert_same_files(whole, parts)
+
+
+def test_a_torn_line_of_the_log_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "run", reporter=interrupting(7))
+    log = tmp_path / "run" / "vqvae" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 8, "lo')
+    stage1(tmp_path / "run", resume="auto")
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == 12
+
+
+def test_weights_that_a_prior_belongs_to_are_not_trained_further(trained: Path) -> None:
+    before = (trained / "vqvae" / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match=r"prior .* belongs to these weights; copy"):
+        train_vqvae(out=trained, images=IMAGES, targets=TARGETS, resume="auto", steps=99)
+    assert (trained / "vqvae" / "model.safetensors").read_bytes() == before
+
+
+def test_what_resuming_would_ignore_is_refused(tmp_path: Path) -> None:
+    stage = stage1(tmp_path / "run")
+    with pytest.raises(UsageError, match="leave out --preset"):
+        stage1(tmp_path / "run", resume="auto", preset="large")
+    with pytest.raises(UsageError, match="leave out --out"):
+        stage1(tmp_path / "elsewhere", resume=str(last_checkpoint(stage)))
+
+
+def test_a_prior_on_a_copied_stage1_can_be_resumed_as_advised(tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(PowerCutError):
+        stage2(trained, out=tmp_path / "other", reporter=interrupting(7))
+    with pytest.raises(UsageError, match="--resume auto"):
+        stage2(trained, out=tmp_path / "other")
+    stage2(trained, out=tmp_path / "other", resume="auto")
+    assert load(tmp_path / "other").prior is not None
+
+
+def test_minutes_that_are_too_few_are_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--max-minutes leaves 0\.0 s for training.* evaluations of .*a step takes"):
+        stage1(tmp_path / "run", steps=None, max_minutes=1e-6)

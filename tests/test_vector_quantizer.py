@@ -38,8 +38,12 @@ def test_the_decoders_gradient_reaches_the_encoder_unchanged(rule: str) -> None:
 def test_what_the_decoder_sees_is_the_nearest_code(rule: str) -> None:
     layer, outputs = quantizer(rule), torch.randn(2, 3, 4, 5)
     result = layer(outputs)
-    torch.testing.assert_close(result.quantised, layer.decode(result.codes))
-    assert torch.equal(result.codes, layer.encode(outputs))
+    distances = (outputs[:, None] - layer.codebook.detach()[None, :, :, None, None]).square().sum(2)
+    nearest = distances.argmin(1)
+    assert torch.equal(result.codes, nearest) and torch.equal(layer.encode(outputs), nearest)
+    expected = layer.codebook.detach()[nearest].movedim(-1, 1)
+    torch.testing.assert_close(result.quantised, expected)
+    torch.testing.assert_close(layer.decode(nearest), expected)
 
 
 def test_beta_is_on_the_commitment_term_and_the_codebook_term_has_weight_one() -> None:
@@ -144,11 +148,17 @@ def test_more_dead_codes_than_samples_revives_as_many_as_there_are_samples() -> 
 
 
 def test_autocast_changes_no_code() -> None:
-    layer, outputs = quantizer(), torch.randn(4, 3, 8, 8)
+    layer = VectorQuantizer(VQVAEConfig(num_codes=512, code_dim=8))
+    outputs = torch.randn(4, 8, 16, 16).bfloat16()  # as convolutions under autocast leave them
+    expected = layer.encode(outputs.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = layer(outputs)
-    assert torch.equal(inside.codes, layer(outputs).codes)
-    assert inside.quantised.dtype == torch.float32
+        inside, encoded = layer(outputs), layer.encode(outputs)
+        careless = torch.cdist(outputs.float().flatten(2).mT, layer.codebook).argmin(-1)
+        rough = (outputs.flatten(2).mT @ layer.codebook.T - layer.codebook.square().sum(1) / 2).argmax(-1)
+    assert torch.equal(inside.codes, expected) and torch.equal(encoded, expected)
+    assert inside.quantised.dtype == inside.loss.dtype == torch.float32
+    assert torch.equal(careless.reshape(expected.shape), expected)
+    assert not torch.equal(rough.reshape(expected.shape), expected), "in bfloat16 codes would change"
 
 
 @pytest.mark.parametrize("rule", RULES)

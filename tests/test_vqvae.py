@@ -50,6 +50,10 @@ def test_evaluation_adds_up_over_batches() -> None:
     parts = [network.evaluate(images[:3]), network.evaluate(images[3:]), network.evaluate(images[:0])]
     summed = network.summarise({name: sum((part[name] for part in parts[1:]), parts[0][name]) for name in parts[0]})
     assert summed == pytest.approx(whole, rel=1e-5)
+    output = network(images)
+    mse = float(((output.reconstruction.detach().double() - (images.double() / 255 - 0.5)) ** 2).mean())
+    assert whole["nmse"] == pytest.approx(mse / 0.04, rel=1e-4)
+    assert whole["psnr"] == pytest.approx(10 * np.log10(1 / mse), rel=1e-4)
     codes = network.encode(images)[0].numpy()
     frequencies = np.bincount(codes.ravel()) / codes.size
     entropy = -sum(p * np.log(p) for p in frequencies if p)

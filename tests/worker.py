@@ -21,7 +21,7 @@ def work(folder: Path) -> None:
     images, targets = shapes()
     for rule in ("ema", "gradient"):
         run = folder / rule
-        options = {**TINY_VQVAE, "codebook_rule": rule, "micro_batches": 2, "flip": True, "revival_threshold": 0.5}
+        options = {**TINY_VQVAE, "codebook_rule": rule, "micro_batches": 4, "flip": True, "revival_threshold": 0.5}
         train_vqvae(out=run, images=images, targets=targets, **options)
         train_prior(run, images=images, targets=targets, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5})
         precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")

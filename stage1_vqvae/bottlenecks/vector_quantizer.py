@@ -65,7 +65,7 @@ class VectorQuantizer(Bottleneck):
         sums = code_sums(vectors, codes.flatten(), self.config.num_codes)
         if not self.training:
             return Statistics(sums, vectors[:0])
-        # Distinct ones: two codes moved onto one vector would tie for it, and rounding would choose between them.
+        # From distinct places: two codes moved onto one vector would tie for it, and rounding would choose.
         chosen = torch.randperm(vectors.shape[0], device=vectors.device)[:SAMPLES]
         return Statistics(sums, vectors[chosen])
 
@@ -98,7 +98,10 @@ class VectorQuantizer(Bottleneck):
         self.mean_counts.lerp_(counts, 1 - self.config.ema_decay)
         if self.config.codebook_rule == "ema":
             self.mean_sums.lerp_(sums, 1 - self.config.ema_decay)
-            self.codebook.copy_(self.mean_sums / self._smoothed_counts()[:, None])
+            used = (self.mean_counts > LAPLACE)[
+                :, None
+            ]  # of a code that nothing chose for long, the average says nothing
+            self.codebook.copy_(torch.where(used, self.mean_sums / self._smoothed_counts()[:, None], self.codebook))
         if progress >= self.config.revival_ends or self.config.revival_threshold == 0:
             return []
         return self._revive(statistics.samples, generator)
