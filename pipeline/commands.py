@@ -98,6 +98,7 @@ def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path) -> None:
     model = _load_stage1(run)
     sets = [_images_like(model.vqvae.config, str(path)).images for path in paths]
     originals = torch.cat([torch.from_numpy(images.copy()) for images in sets])[:SHOWN]
+    _announce(model, f"reconstruct {len(originals)} images")
     restored = model.reconstruct(originals)
     columns = min(previews.COLUMNS, len(originals))
     picture = previews.interleaved(originals.numpy(), restored.numpy(), columns)
@@ -114,7 +115,8 @@ def encode(data: str, run: Path | None, out: Path) -> None:
     _refuse_existing(out)
     model = _load_stage1(run)
     images = _images_like(model.vqvae.config, data)
-    codes = model.encode(torch.from_numpy(images.images.copy()))
+    _announce(model, f"encode {len(images.images):,} images of {data}")
+    codes = model.encode(torch.from_numpy(images.images.copy()), _reporter())
     dtype = code_dtype(model.vqvae.config.model.num_codes)
     labels = None if images.labels is None else torch.from_numpy(images.labels)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,8 @@ def decode(codes: Path, run: Path | None, out: Path) -> None:
             f"{codes} was written by another vqvae: sha256 {written_by[:12]}, this run has {model.vqvae.sha256[:12]}; "
             "name the run it came from with --run"
         )
-    Samples(model.decode(maps.levels), maps.levels, maps.labels, (), model.vqvae.sha256).save(out)
+    _announce(model, f"decode {len(maps):,} code maps of {codes}")
+    Samples(model.decode(maps.levels, _reporter()), maps.levels, maps.labels, (), model.vqvae.sha256).save(out)
     _print(f"wrote {len(maps):,} images into {out}")
 
 
@@ -155,6 +158,8 @@ def info(run: Path | None) -> None:
             rows += describe(folder)
         elif stage.exists():
             rows.append((stage.name, f"unfinished, {len(list_checkpoints(stage / 'checkpoints'))} checkpoints"))
+    if len(rows) == 1:
+        raise CheckpointError(f"{folder.path} holds no run: neither {folder.vqvae.name} nor {folder.prior.parent.name}")
     samples = sorted(path.name for path in folder.samples.glob("[!.]*"))
     _print(table([*rows, ("samples", ", ".join(samples) or "none")]))
 
@@ -189,6 +194,14 @@ def _describe_prior(folder: RunFolder) -> list[tuple[str, str]]:
             f"{_values(read_json(folder.prior / EVALUATION))} (uniform {math.log(model.num_codes):.3f}{unigram})",
         ),
     ]
+
+
+def _announce(model: Model, task: str) -> None:
+    config = model.vqvae.config.model
+    shapes = (
+        f"{config.channels} x {config.height} x {config.width} <-> {config.code_height} x {config.code_width} codes"
+    )
+    _reporter().say(table([("task", task), ("device", str(model.device)), ("images", shapes)]))
 
 
 def _load_stage1(run: Path | None) -> Model:

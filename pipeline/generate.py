@@ -131,16 +131,19 @@ class Model:
         """Where the weights are."""
         return self.vqvae.model.data_variance.device
 
-    def encode(self, images: UInt8[Tensor, "n c h w"]) -> Codes:
+    def encode(self, images: UInt8[Tensor, "n c h w"], reporter: Reporter | None = None) -> Codes:
         """Codes of images, one int64 tensor (n, h, w) a level. Raises VQVAEError when they do not fit."""
-        parts = [self.vqvae.model.encode(batch.to(self.device)) for batch in torch.split(images, BATCH)]
+        batches, encode = torch.split(images, BATCH), self.vqvae.model.encode
+        steps = (reporter or Silent()).steps(range(len(batches)), "encode")
+        parts = [encode(batches[step].to(self.device)) for step in steps]
         return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
 
-    def decode(self, codes: Codes) -> UInt8[Tensor, "n c h w"]:
+    def decode(self, codes: Codes, reporter: Reporter | None = None) -> UInt8[Tensor, "n c h w"]:
         """Images of codes. Raises VQVAEError when they do not fit."""
-        batches = zip(*(torch.split(level, BATCH) for level in codes), strict=True)
-        model = self.vqvae.model
-        return torch.cat([model.decode(tuple(level.to(self.device) for level in b)).cpu() for b in batches])
+        batches = list(zip(*(torch.split(level, BATCH) for level in codes), strict=True))
+        steps = (reporter or Silent()).steps(range(len(batches)), "decode")
+        on_device = (tuple(level.to(self.device) for level in batches[step]) for step in steps)
+        return torch.cat([self.vqvae.model.decode(batch).cpu() for batch in on_device])
 
     def reconstruct(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
         """What the codes keep of images."""

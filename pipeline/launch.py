@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from pipeline import processes
 from pipeline.budget import steps_within
+from pipeline.card import write_card
 from pipeline.checkpoint import IN_PROGRESS, publish
 from pipeline.continuing import checkpoint_to_resume
 from pipeline.errors import UsageError
@@ -19,7 +20,7 @@ from pipeline.memory import expected_memory
 from pipeline.options import flatten, read_config_file
 from pipeline.randomness import Purpose, number
 from pipeline.reporting import Reporter, table
-from pipeline.run import PriorRun, VQVAERun, as_json
+from pipeline.run import PriorRun, RunFolder, VQVAERun, as_json
 from pipeline.settings import PRESETS, TrainingConfig
 from pipeline.storage import write_json
 from pipeline.training import Trainer
@@ -86,7 +87,7 @@ def check_processes(training: TrainingConfig, accelerator: Accelerator) -> None:
 @contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
     """Initial weights as a function of the seed; the caller's random numbers are left as they were."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):  # weights are made on the CPU
         torch.manual_seed(number(seed, Purpose.WEIGHTS))
         yield
 
@@ -101,11 +102,15 @@ def make_folder(folder: Path, accelerator: Accelerator) -> None:
 def carry_out(
     launch: Launch,
     trainer: Trainer,
+    run: RunFolder,
     settings: VQVAERun | PriorRun,
     facts: list[tuple[str, str]],
     published: list[str],
 ) -> Trained:
-    """Initialise or resume, say what is about to happen, train, and make the best weights the stage's model."""
+    """Initialise or resume, say what is about to happen, train, and make the best weights the stage's model.
+
+    `facts` are shown at the start; `published` are files in the stage's folder that belong to its model.
+    """
     checkpoint = checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter)
     if checkpoint is None:
         trainer.start()
@@ -120,10 +125,11 @@ def carry_out(
     trainer.run()
     if launch.accelerator.is_main_process:
         publish(trainer.folder, as_json(settings), trainer.state.progress, published)
+        write_card(run)
     launch.accelerator.wait_for_everyone()
     for tracker in launch.accelerator.trackers:
         tracker.finish()
-    return Trained(trainer.folder, trainer.state.progress.step, trainer.state.progress.best)
+    return Trained(run.path, trainer.state.progress.step, trainer.state.progress.best)
 
 
 def _with_steps(launch: Launch, trainer: Trainer, training: TrainingConfig) -> TrainingConfig:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.randomness import batch_places
-from pipeline.training import Trainer
+from pipeline.training import Trainer, own_random_numbers
 
 _PROBE = 2  # images of the forward pass whose saved tensors are counted
 
@@ -29,7 +29,7 @@ def _saved_bytes(trainer: Trainer) -> int:
 
     places = batch_places(trainer.config.seed, 0, _PROBE, trainer.data.population)
     batch = trainer.data.training_batch(places, trainer.device)
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with own_random_numbers(trainer.device), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         with trainer.autocast():
             output = trainer.task(batch, 0.0)
         del output

@@ -145,8 +145,7 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
         metric="nmse",
         preview=preview,
     )
-    done = carry_out(launch, trainer, settings, _facts(settings, image_set, parts), [SPLIT])
-    return replace(done, run=run.path)
+    return carry_out(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
 
 
 def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[str, str]]:

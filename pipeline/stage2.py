@@ -185,8 +185,7 @@ def _train(
         metric="nats",
         preview=preview,
     )
-    done = carry_out(launch, trainer, settings, _facts(folder, settings, maps), [])
-    return replace(done, run=folder.path)
+    return carry_out(launch, trainer, folder, settings, _facts(folder, settings, maps), [])
 
 
 def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> list[tuple[str, str]]:

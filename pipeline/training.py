@@ -166,7 +166,7 @@ class Trainer:
         self.state.optimizer.zero_grad()
         noise = generator(self.config.seed, Purpose.CODEBOOK, step + 1, device=self.device)
         for reset in self.task.update(self._over_processes(result.statistics), share, noise):
-            _forget(self.state.optimizer, reset.parameter, reset.rows)
+            forget(self.state.optimizer, reset.parameter, reset.rows)
         if self.state.average is not None:
             self.state.average.update_parameters(self.task)
         # The norm is remembered as a metric: it is the first to tell that the weights are about to be lost.
@@ -257,11 +257,11 @@ def _join(results: list[StepResult]) -> StepResult:
     return StepResult(metrics, parts[0]._replace(sums=sums, samples=samples))
 
 
-def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
+def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
     """Clear what the optimizer remembers of replaced rows of a parameter."""
     for name, value in optimizer.state[parameter].items():
         if name != "step":
-            value[rows] = 0
+            value.masked_fill_(rows.reshape(-1, *[1] * (value.ndim - 1)), 0)
 
 
 def _warmed_up(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -72,6 +72,8 @@ def test_without_arguments_the_embedded_data_becomes_new_images(tmp_path: Path) 
     for name in ("vqvae/reconstructions.png", "prior/0/samples.png", "vqvae/metrics.jsonl", "codes/train.safetensors"):
         assert (Path("runs/digits") / name).is_file()
     assert "PixelCNN, 3 steps" in succeeds("info")
+    card = Path("runs/digits/README.md").read_text()
+    assert "zero, one, two" in card and "gated PixelCNN" in card and "held out, nats" in card
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,7 @@ def test_a_prior_refuses_a_vqvae_that_it_was_not_trained_on(tmp_path: Path, trai
         (3, ["encode", "broken", "--run", "run"], "cannot be read"),
         (4, ["decode", "nowhere", "--run", "run", "--out", "x"], "nowhere is missing"),
         (4, ["info", "nowhere"], "no run folder nowhere"),
+        (4, ["info", "images"], "images holds no run"),
     ],
 )
 def test_faults_are_named_in_a_line_or_two_with_an_exit_code(

@@ -17,7 +17,7 @@ from pipeline.codes import load_codes
 from pipeline.errors import InterruptedRunError
 from pipeline.reporting import Silent
 from pipeline.storage import load_tensors
-from pipeline.training import Trainer
+from pipeline.training import Trainer, forget
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
 
 IMAGES, TARGETS = shapes()
@@ -349,3 +349,16 @@ def test_a_prior_on_a_copied_stage1_can_be_resumed_as_advised(tmp_path: Path, tr
 def test_minutes_that_are_too_few_are_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--max-minutes leaves 0\.0 s for training.* evaluations of .*a step takes"):
         stage1(tmp_path / "run", steps=None, max_minutes=1e-6)
+
+
+def test_what_the_optimizer_remembers_of_replaced_rows_is_cleared() -> None:
+    codebook = torch.nn.Parameter(torch.randn(4, 3))
+    optimizer = torch.optim.AdamW([codebook])
+    codebook.grad = torch.randn(4, 3)
+    optimizer.step()
+    before = {name: value.clone() for name, value in optimizer.state[codebook].items()}
+    forget(optimizer, codebook, torch.tensor([False, True, False, True]))
+    for name in ("exp_avg", "exp_avg_sq"):
+        after = optimizer.state[codebook][name]
+        assert (after[[1, 3]] == 0).all() and torch.equal(after[[0, 2]], before[name][[0, 2]])
+    assert torch.equal(optimizer.state[codebook]["step"], before["step"])

@@ -1,0 +1,60 @@
+"""README.md of a run folder: what this model is, its data, its numbers, how to load it."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import EVALUATION, is_finished
+from pipeline.run import PriorRun, RunFolder, VQVAERun, read_config
+from pipeline.storage import read_json
+
+_MARK = "Made by gen (gen-images): a VQ-VAE, and a PixelCNN over its codes."
+
+
+def write_card(run: RunFolder) -> None:
+    """Describe the finished stages of a run, replacing what we said of them before, and nobody else's words."""
+    path = run.path / "README.md"
+    if path.exists() and _MARK not in path.read_text():
+        return
+    config = read_config(run.vqvae, VQVAERun)
+    lines = [f"# {run.path.name}", "", _MARK, ""]
+    lines += ["## Stage 1", "", *_rows(_vqvae(config)), *_rows(_held_out(run.vqvae))]
+    if is_finished(run.prior):
+        prior = read_config(run.prior, PriorRun)
+        lines += ["", "## Stage 2", "", *_rows(_prior(prior)), *_rows(_held_out(run.prior))]
+    lines += ["", "## Use", "", "```python", "from pipeline import generate, load", ""]
+    lines += [f'model = load("{run.path.name}")        # encode, decode, reconstruct, sample']
+    lines += [f'generate("{run.path.name}", 16, seed=0)', "```", ""]
+    _write(path, "\n".join(lines))
+
+
+def _vqvae(config: VQVAERun) -> dict[str, Any]:
+    model, training = config.model, config.training
+    return {
+        "data": Path(config.data.data).name,
+        "classes": ", ".join(config.class_names) or "none",
+        "images": f"{model.channels} x {model.height} x {model.width}",
+        "codes": f"{model.code_height} x {model.code_width}, each one of {model.num_codes}",
+        "training": f"{training.steps:,} steps of {training.batch_size} images, seed {training.seed}",
+    }
+
+
+def _prior(config: PriorRun) -> dict[str, Any]:
+    model, training = config.model, config.training
+    return {
+        "network": f"gated PixelCNN, {model.layers} layers of {model.hidden} channels",
+        "training": f"{training.steps:,} steps of {training.batch_size} maps, seed {training.seed}",
+    }
+
+
+def _held_out(stage: Path) -> dict[str, Any]:
+    return {f"held out, {name}": f"{value:.5g}" for name, value in read_json(stage / EVALUATION).items()}
+
+
+def _rows(values: dict[str, Any]) -> list[str]:
+    return [f"- {name}: {value}" for name, value in values.items()]
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
