@@ -50,6 +50,7 @@ def main(debug: bool) -> None:
     \b
       gen train-vqvae && gen train-prior && gen sample --n 64
     """
+    processes.keep_freed_memory()
 
 
 def _training_options(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

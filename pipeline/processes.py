@@ -1,8 +1,10 @@
 """The processes of a run: what accelerate is asked for, and what is refused by name."""
 
+import ctypes
 import gc
 import importlib.util
 import os
+import platform
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from pipeline.errors import UsageError
 from pipeline.settings import Precision
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -43,6 +46,17 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
             "files. Without a GPU set ACCELERATE_USE_CPU=1; see README, 'Several processes'"
         )
     return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what torch frees on the CPU: each step frees and asks for the same blocks again.
+
+    Given back to the system and faulted in anew they cost about a tenth of a training step. Elsewhere, nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def stop() -> None:

@@ -67,9 +67,9 @@ class GatedLayer(nn.Module):
         self.link = nn.Conv2d(2 * hidden, 2 * hidden, 1)  # what the horizontal stack learns of the rows above
         self.residual = nn.Conv2d(hidden, hidden, 1)
         self.dropout = nn.Dropout(dropout)
-        # Of unit variance, as embeddings are by default: with classes that start out alike, samples of a short
-        # training show the class that was asked for less often, at a better likelihood.
         self.condition = nn.Embedding(num_classes, 4 * hidden) if num_classes else None
+        if self.condition is not None:
+            nn.init.normal_(self.condition.weight, std=0.1)  # classes start out alike, and share what they learn
 
     def forward(self, stacks: Stacks, labels: Int[Tensor, "n"] | None) -> Stacks:
         vertical = self.vertical(stacks.vertical)
