@@ -74,7 +74,7 @@ class Preset(NamedTuple):
     prior: dict[str, Any]
 
 
-_PRIOR = {"average_decay": 0.999, "weight_decay": 0.01, "learning_rate": 3e-3}
+_PRIOR = {"average_decay": 0.999, "weight_decay": 0.01, "learning_rate": 2e-3}
 
 PRESETS = {
     "tiny": Preset(
@@ -105,7 +105,7 @@ PRESETS = {
     "base": Preset(
         vqvae={"steps": 20_000, "batch_size": 64},
         prior=_PRIOR
-        | {"hidden": 96, "layers": 8, "first_kernel": 5, "dropout": 0.15, "steps": 50_000, "batch_size": 32},
+        | {"hidden": 96, "layers": 8, "first_kernel": 5, "dropout": 0.1, "steps": 50_000, "batch_size": 32},
     ),
     "large": Preset(
         vqvae={
