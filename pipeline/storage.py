@@ -111,7 +111,7 @@ def load_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]
+def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
