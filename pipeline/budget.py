@@ -18,16 +18,16 @@ def steps_within(trainer: Trainer, seconds: float) -> int:
     """The steps that `seconds` suffice for on the slowest process, evaluations included. Raises UsageError for none."""
     started = time.perf_counter()
     state = trainer.state
-    before = [_copy(module) for module in (state.task, state.average) if module is not None]
+    modules = [module for module in (state.task, state.average) if module is not None]
+    before = [_copy(module) for module in modules]
     state.progress.total_steps = 10**9  # so deep in the warm-up that the steps are like any others, but small
     with own_random_numbers(trainer.device):
         for step in range(WARM_UP):
             trainer.train_step(step)
         per_step = _seconds(trainer, lambda: [trainer.train_step(WARM_UP + i) for i in range(TIMED)]) / TIMED
     evaluation = _seconds(trainer, trainer.evaluate) + _seconds(trainer, trainer.show_preview)
-    for module, tensors in zip((state.task, state.average), before, strict=False):
-        if module is not None:
-            module.load_state_dict(tensors)
+    for module, tensors in zip(modules, before, strict=True):
+        module.load_state_dict(tensors)
     state.optimizer.state.clear()
     left = seconds - (time.perf_counter() - started) - evaluation * trainer.config.evaluations
     mine = torch.tensor([SPARE * left / per_step], device=trainer.device)

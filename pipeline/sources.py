@@ -104,5 +104,6 @@ def label_by_folder(names: tuple[str, ...]) -> Labelling | None:
 
 def _common_length(folders: list[tuple[str, ...]]) -> int:
     """How many leading parts all paths share."""
+    # Paths differ in depth: beyond the shortest one nothing is shared by all, so zip may end there.
     alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
     return sum(1 for _ in alike)
