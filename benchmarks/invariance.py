@@ -1,6 +1,6 @@
 """How often does a draw depend on the batch it is made in? Codes of the same images in batches of different sizes.
 
-    python -m benchmarks.invariance RUN [--n 256]
+    python -m benchmarks.invariance RUN [--n 512]
 
 Prints one JSON line for each precision: draws compared, first draws that differ (of an image, in raster order; what
 comes after follows from it), and their rate per million.
@@ -22,8 +22,8 @@ def codes(run: Path, n: int, batch_size: int, precision: str) -> torch.Tensor:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--n", default=256, show_default=True)
-@click.option("--batch-sizes", default="1,7,64", show_default=True)
+@click.option("--n", default=512, show_default=True)
+@click.option("--batch-sizes", default="1,7,64,256", show_default=True)
 def main(run: Path, n: int, batch_sizes: str) -> None:
     """Measure and print."""
     for precision in ("float64", "float32"):

@@ -4,8 +4,10 @@ from pipeline import generate, train_vqvae, train_prior, load
 """
 
 from pipeline.errors import CheckpointError, DataError, DivergedError, GenError, UsageError
-from pipeline.generate import Model, Samples, generate, load
+from pipeline.generate import generate, generate_files
 from pipeline.launch import Trained
+from pipeline.model import Model, load
+from pipeline.samples import Samples
 from pipeline.stage1 import train_vqvae
 from pipeline.stage2 import train_prior
 
@@ -19,6 +21,7 @@ __all__ = [
     "Trained",
     "UsageError",
     "generate",
+    "generate_files",
     "load",
     "train_prior",
     "train_vqvae",

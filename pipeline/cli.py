@@ -12,7 +12,7 @@ import click
 from pipeline import commands, processes
 from pipeline.data import DataConfig
 from pipeline.errors import GenError
-from pipeline.generate import SampleConfig
+from pipeline.generate import FileConfig, SampleConfig
 from pipeline.options import flags
 from pipeline.settings import PRESETS, TrainingConfig
 from stage1_vqvae import VQVAEConfig, VQVAEError
@@ -87,10 +87,10 @@ def train_prior(run: Path | None, **options: Any) -> None:
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--class", "label", help="Class to draw, by name or number [default: in the data's proportions].")
 @click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
-@click.option("--out", type=click.Path(path_type=Path), help="New folder [default: RUN/samples/seed-SEED].")
-@flags(SampleConfig, Warp)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED].")
+@flags(SampleConfig, Warp, FileConfig)
 def sample(run: Path | None, label: str | None, device: str | None, out: Path | None, **options: Any) -> None:
-    """Draw new images from a run (by default the newest)."""
+    """Draw new images from a run (by default the newest). Typed again, it draws what an interruption left out."""
     commands.sample(run, label, device, out, {name: value for name, value in options.items() if value is not None})
 
 

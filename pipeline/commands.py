@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes, unigram
 from pipeline.data import DataConfig, ImageSet, load_images
 from pipeline.doctor import report
 from pipeline.errors import CheckpointError, UsageError
-from pipeline.generate import Model, SampleConfig, Samples, generate, samples_folder
+from pipeline.generate import FileConfig, SampleConfig, generate_files
+from pipeline.model import Model
 from pipeline.options import build
 from pipeline.reporting import Console, Reporter, Silent, table
 from pipeline.run import (
@@ -28,6 +30,7 @@ from pipeline.run import (
     load_vqvae,
     read_config,
 )
+from pipeline.samples import GRID, Samples
 from pipeline.sources import SUFFIXES
 from pipeline.stage1 import train_vqvae as run_stage1
 from pipeline.stage2 import train_prior as run_stage2
@@ -64,24 +67,22 @@ def train_prior(run: Path | None, options: dict[str, Any]) -> None:
 
 def sample(run: Path | None, label: str | None, device: str | None, out: Path | None, options: dict[str, Any]) -> None:
     """New images."""
-    config, _ = build([SampleConfig, Warp], options, {})
+    config, warp, files = build([SampleConfig, Warp, FileConfig], options, {})
     folder = find_run(run, "prior")
     check_prior_is_finished(folder)
-    target = out or samples_folder(folder, config.seed, label)
-    _refuse_existing(target, "choose another --seed or --out")
-    _reporter().say(_what_is_drawn(folder, config, label))
-    samples = generate(folder.path, **{"n": config.n, **options}, label=label, device=device, reporter=_reporter())
-    if _is_main():
-        samples.save(target)
-    _print(f"wrote {len(samples):,} images into {target}; see {target / 'grid.png'}")
+    _reporter().say(_what_is_drawn(folder, config, warp, files, label))
+    drawn = generate_files(folder.path, label=label, device=device, out=out, reporter=_reporter(), **options)
+    done = f"wrote {drawn.n:,} images into" if drawn.new else f"all {drawn.n:,} images were already in"
+    _print(f"{done} {drawn.folder}; see {drawn.folder / GRID}")
 
 
-def _what_is_drawn(folder: RunFolder, config: SampleConfig, label: str | None) -> str:
+def _what_is_drawn(folder: RunFolder, config: SampleConfig, warp: Warp, files: FileConfig, label: str | None) -> str:
     vqvae, prior = read_config(folder.vqvae, VQVAERun).model, read_config(folder.prior, PriorRun)
     classes = "none" if not prior.class_names else label or f"{len(prior.class_names)} as in the training data"
+    sharpened = ", ".join(f"{name} {value}" for name, value in asdict(warp).items() if value is not None)
     return table(
         [
-            ("task", f"draw {config.n:,} images, seed {config.seed}, {config.batch_size} at a time"),
+            ("task", f"draw {config.n:,} images as {files.format}, seed {config.seed}, {sharpened}"),
             ("run", str(folder.path)),
             ("codes", f"{prior.model.height} x {prior.model.width}, each one of {prior.model.num_codes}"),
             ("images", f"{vqvae.channels} x {vqvae.height} x {vqvae.width}"),

@@ -13,11 +13,11 @@ _AGREED_EVERY = 10  # steps between two questions to the other processes
 
 
 class Interruption:
-    """While it is entered, a first signal is a wish that `agreed` reports; a second one acts at once."""
+    """While it is entered, a first signal is a `wish` (its number), and a second one acts at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._wish = 0
+        self.wish = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -33,14 +33,14 @@ class Interruption:
     def agreed(self, step: int) -> int:
         """The signal on which any process was asked to stop, or 0: the same answer on all of them."""
         if self._accelerator.num_processes == 1:
-            return self._wish
+            return self.wish
         if step % _AGREED_EVERY:
             return 0
-        wish = torch.tensor([self._wish], device=self._accelerator.device)
+        wish = torch.tensor([self.wish], device=self._accelerator.device)
         return int(self._accelerator.gather(wish).max())
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._wish = number
+        self.wish = number
         self._restore()
 
     def _restore(self) -> None:

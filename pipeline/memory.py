@@ -1,11 +1,17 @@
-"""What a training will need, said before it starts."""
+"""What a training will need, said before it starts; how many images may be drawn at a time."""
 
+import os
+
+import psutil
 import torch
 from torch import Tensor
 
 from pipeline.randomness import batch_places
 from pipeline.training import Trainer, own_random_numbers
+from stage2_prior import Prior
 
+_MOST_DRAWN = 256  # images: products are large enough, more of them gain nothing
+_SHARE = 4  # a part of the free memory is enough for drawing
 _PROBE = 2  # images of the forward pass whose saved tensors are counted
 
 
@@ -34,3 +40,15 @@ def _saved_bytes(trainer: Trainer) -> int:
             output = trainer.task(batch, 0.0)
         del output
     return sum(kept.values())
+
+
+def sampling_batch(prior: Prior, device: torch.device, wanted: int) -> int:
+    """How many of the wanted images to draw at a time: as the free memory allows, 256 at most."""
+    bytes_an_image = prior.stepper(2).memory() - prior.stepper(1).memory()
+    return max(1, min(wanted, _MOST_DRAWN, _free_bytes(device) // _SHARE // bytes_an_image))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -115,10 +115,11 @@ def load_vqvae(run: RunFolder, device: torch.device | str = "cpu") -> LoadedVQVA
 
 
 class LoadedPrior(NamedTuple):
-    """Stage 2, ready for use, and its configuration."""
+    """Stage 2, ready for use, its configuration, and the hash of its weights."""
 
     model: Prior
     config: PriorRun
+    sha256: str
 
 
 def load_prior(run: RunFolder, vqvae_sha256: str, device: torch.device | str = "cpu") -> LoadedPrior:
@@ -129,7 +130,7 @@ def load_prior(run: RunFolder, vqvae_sha256: str, device: torch.device | str = "
     check_belongs(run, config, vqvae_sha256)
     task = PriorTask(PixelCNN(config.model))
     load_strictly(task, run.prior / WEIGHTS)
-    return LoadedPrior(_ready(task, device).prior, config)
+    return LoadedPrior(_ready(task, device).prior, config, sha256(run.prior / WEIGHTS))
 
 
 def _ready(module: Network, device: torch.device | str) -> Network:

@@ -38,6 +38,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Write to the yielded path; the file takes its name only once it is complete (`durable`: and on the disk)."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    yield unfinished
+    if durable:
+        _sync(unfinished)
+    unfinished.replace(path)
+
+
 def _take_name(unfinished: Path, path: Path) -> None:
     try:
         unfinished.rename(path)
@@ -74,10 +84,8 @@ def verify(folder: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON under a temporary name, then rename."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    _sync(unfinished)
-    unfinished.replace(path)
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

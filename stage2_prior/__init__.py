@@ -2,7 +2,7 @@
 
 from stage2_prior.config import PixelCNNConfig
 from stage2_prior.pixelcnn import PixelCNN
-from stage2_prior.prior import CodeBatch, Prior, PriorError, PriorOutput, PriorTask
+from stage2_prior.prior import CodeBatch, Prior, PriorError, PriorOutput, PriorTask, Stepper
 from stage2_prior.sampling import Drawn, Noise, PrefixStepper, Warp, draw
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PriorError",
     "PriorOutput",
     "PriorTask",
+    "Stepper",
     "Warp",
     "draw",
 ]

@@ -41,8 +41,8 @@ def image_words(seed: int, image_indices: Int[Tensor, "n"], level: int) -> Int[T
     return combine(combine(start, image_indices), level)
 
 
-def gumbel(words: Int[Tensor, "n"], position: int, num_codes: int) -> Float[Tensor, "n num_codes"]:
-    """Standard Gumbel noise of every code at a position of each image: -ln(-ln u), in float64."""
-    at_position = combine(words, position)
+def gumbel(words: Int[Tensor, "n"], positions: Int[Tensor, "p"], num_codes: int) -> Float[Tensor, "p n num_codes"]:
+    """Standard Gumbel noise of every code at positions of each image: -ln(-ln u), in float64."""
+    at_position = combine(words, positions[:, None])
     codes = torch.arange(num_codes, device=words.device)
-    return -uniform(combine(at_position[:, None], codes)).log().neg().log()
+    return uniform(combine(at_position[:, :, None], codes)).log_().neg_().log_().neg_()

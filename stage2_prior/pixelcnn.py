@@ -1,9 +1,11 @@
 """The gated PixelCNN over one level of codes."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stage2_prior.config import PixelCNNConfig
+from stage2_prior.incremental import PixelCNNStepper
 from stage2_prior.layers import GatedLayer, Stacks
 from stage2_prior.prior import Prior, PriorError
 
@@ -40,12 +42,24 @@ class PixelCNN(Prior):
         if (labels is None) != (self.config.num_classes == 0):
             raise PriorError(f"this prior has {self.config.num_classes} classes; labels were {_given(labels)}")
         # (n, h, w, c) seen as (n, c, h, w): channels-last memory without a copy.
-        embedded = self.embedding(codes).permute(0, 3, 1, 2)
+        embedded = self._hide(self.embedding(codes)).permute(0, 3, 1, 2)
         stacks = Stacks(embedded, embedded)
         for layer in self.layers:
             stacks = layer(stacks, labels)
         logits: Tensor = self.head(stacks.horizontal)
         return logits
+
+    def _hide(self, embedded: Float[Tensor, "n h w c"]) -> Float[Tensor, "n h w c"]:
+        """While training, zero the embeddings of random codes: the network learns to do without any of them."""
+        if not self.training or not self.config.code_dropout:
+            return embedded
+        kept = torch.rand(embedded.shape[:3], device=embedded.device) >= self.config.code_dropout
+        return embedded * kept[..., None]
+
+    def stepper(self, n: int) -> PixelCNNStepper:
+        """Logits position by position, for n maps of the configured width."""
+        layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
+        return PixelCNNStepper(self.embedding, layers, self.head, n, self.config.width)
 
 
 def _given(labels: Tensor | None) -> str:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -32,6 +32,26 @@ class PriorOutput(NamedTuple):
     statistics: None = None
 
 
+@runtime_checkable
+class Stepper(Protocol):
+    """What a prior gives the sampler: plan and buffers for n images. Positions are visited in raster order."""
+
+    def begin(self, labels: Int[Tensor, "n"] | None) -> None:
+        """Start new maps of these classes."""
+
+    def begin_row(self, row: int) -> None:
+        """Compute all that the finished rows allow."""
+
+    def logits(self, column: int) -> Float[Tensor, "n k"]:
+        """The logits of a position of the current row; the next call may overwrite them."""
+
+    def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
+        """The codes of that position are now these."""
+
+    def memory(self) -> int:
+        """Bytes of plan and buffers."""
+
+
 class Prior(nn.Module, ABC):
     """p(codes | label) as a product over positions in raster order: row by row, left to right.
 
@@ -44,6 +64,10 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def forward(self, codes: Int[Tensor, "n h w"], labels: Int[Tensor, "n"] | None) -> Float[Tensor, "n k h w"]:
         """Logits of every position under teacher forcing. Any height and width."""
+
+    @abstractmethod
+    def stepper(self, n: int) -> Stepper:
+        """The same logits position by position, for drawing n maps at a time."""
 
 
 def nats(logits: Float[Tensor, "n k h w"], codes: Int[Tensor, "n h w"]) -> Float[Tensor, "codes"]:

@@ -1,10 +1,10 @@
 """Drawing code maps from a prior: one loop for every prior, randomness as an argument.
 
-`draw` asks a Stepper for the logits of one position after another. The stepper here runs the whole network over
-the rows so far, so it is right for any prior, and slow.
+`draw` asks a Stepper for the logits of one position after another. Every prior has a fast one of its own
+(`Prior.stepper`); the one here runs the whole network over the rows so far, so it is right for any prior, and slow.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from stage2_prior.noise import gumbel, image_words
-from stage2_prior.prior import Prior
+from stage2_prior.prior import Prior, Stepper
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -28,7 +28,8 @@ class Warp:
 
     def __call__(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Logits of the sharpened distribution; excluded codes have -inf. Temperature first, then top-k, then top-p."""
-        logits = logits / self.temperature
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
             logits = keep_top_k(logits, self.top_k)
         return logits if self.top_p is None else keep_top_p(logits, self.top_p)
@@ -48,27 +49,18 @@ def keep_top_p(logits: Float[Tensor, "n k"], mass: float) -> Float[Tensor, "n k"
     return logits.masked_fill(torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before >= mass), -torch.inf)
 
 
-@runtime_checkable
-class Stepper(Protocol):
-    """What a prior gives the sampler. Positions are visited in raster order."""
-
-    def begin_row(self, row: int) -> None:
-        """Compute all that the finished rows allow."""
-
-    def logits(self, column: int) -> Float[Tensor, "n k"]:
-        """The logits of a position of the current row."""
-
-    def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
-        """The codes of that position are now these."""
-
-
 class PrefixStepper:
     """The plain stepper: a full forward pass over the rows so far for every position."""
 
-    def __init__(self, prior: Prior, n: int, labels: Int[Tensor, "n"] | None) -> None:
+    def __init__(self, prior: Prior, n: int) -> None:
         device = next(prior.parameters()).device
-        self.prior, self.labels, self.row = prior, labels, 0
+        self.prior, self.row = prior, 0
+        self.labels: Int[Tensor, "n"] | None = None
         self.codes = torch.zeros(n, prior.config.height, prior.config.width, dtype=torch.int64, device=device)
+
+    def begin(self, labels: Int[Tensor, "n"] | None) -> None:
+        """Start maps of these classes."""
+        self.labels = labels
 
     def begin_row(self, row: int) -> None:
         """Remember the row: nothing is computed ahead."""
@@ -81,6 +73,13 @@ class PrefixStepper:
     def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
         """Write the codes into the map."""
         self.codes[:, self.row, column] = codes
+
+    def memory(self) -> int:
+        """Bytes of the map."""
+        return self.codes.nbytes
+
+
+NOISE_BLOCK = 2**17  # values of noise made at a time: one call serves several positions of few images
 
 
 class Noise(NamedTuple):
@@ -108,18 +107,23 @@ def draw(
 ) -> Drawn:
     """Draw maps of `size` (height, width) position by position; `known` codes (those >= 0) are kept.
 
-    A draw is argmax(logits + Gumbel noise), which follows softmax(logits) exactly (Gumbel 1954).
+    The stepper has begun. A draw is argmax(logits + Gumbel noise), which follows softmax(logits) exactly (Gumbel 1954).
     """
     height, width = size
     words = image_words(noise.seed, noise.image_indices, noise.level)
-    drawn = torch.full((len(words), height, width), -1, device=words.device) if known is None else known.clone()
+    drawn = torch.empty(len(words), height, width, dtype=torch.int64, device=words.device)
     total = torch.zeros(len(words), dtype=torch.float64, device=words.device)
     for row in range(height):
         stepper.begin_row(row)
         for column in range(width):
-            logits = stepper.logits(column).double()
-            chosen = (warp(logits) + gumbel(words, row * width + column, logits.shape[1])).argmax(1)
-            codes = torch.where(drawn[:, row, column] >= 0, drawn[:, row, column], chosen)
+            logits = stepper.logits(column)
+            block = max(1, NOISE_BLOCK // logits.numel())
+            if column % block == 0:
+                positions = torch.arange(row * width + column, row * width + min(column + block, width))
+                noises = gumbel(words, positions.to(words.device), logits.shape[1]).to(logits.dtype)
+            codes = (warp(logits) + noises[column % block]).argmax(1)
+            if known is not None:
+                codes = torch.where(known[:, row, column] >= 0, known[:, row, column], codes)
             drawn[:, row, column] = codes
             total += logits.log_softmax(1).gather(1, codes[:, None])[:, 0]
             stepper.accept(column, codes)

@@ -34,7 +34,7 @@ TINY_PRIOR: dict[str, Any] = {
 def _fixed_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees another's random numbers, cache or runs, and all compute with the same number of threads."""
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     monkeypatch.setenv("GEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

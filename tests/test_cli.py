@@ -68,7 +68,7 @@ def test_without_arguments_the_embedded_data_becomes_new_images(tmp_path: Path) 
     assert str(folder) in output
     assert sorted(p.name for p in folder.glob("0*.png")) == [f"0000{i}.png" for i in range(5)]
     assert size_of(folder / "00000.png") == (32, 32)
-    assert load_codes(folder / "codes.safetensors").labels.tolist() == [3] * 5  # type: ignore[union-attr]
+    assert load_codes(folder / "codes-00000.safetensors").labels.tolist() == [3] * 5  # type: ignore[union-attr]
     for name in ("vqvae/reconstructions.png", "prior/0/samples.png", "vqvae/metrics.jsonl", "codes/train.safetensors"):
         assert (Path("runs/digits") / name).is_file()
     assert "PixelCNN, 3 steps" in succeeds("info")
@@ -182,7 +182,7 @@ def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     here = generate(trained, 3, seed=8)
-    assert torch.equal(load_codes(Path("there/codes.safetensors")).levels[0], here.codes[0])
+    assert torch.equal(load_codes(Path("there/codes-00000.safetensors")).levels[0], here.codes[0])
 
 
 def test_tensorboard_is_written_or_missed_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import torch
 
-from pipeline import UsageError, generate, train_vqvae
+from pipeline import UsageError, generate, generate_files, train_vqvae
 from pipeline.checkpoint import list_checkpoints
 from pipeline.storage import load_tensors
 from tests.conftest import TINY_VQVAE, shapes
@@ -74,6 +74,18 @@ def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Pat
         assert torch.equal(drawn_by_two["codes"], drawn_by_one.codes[0])
         assert (drawn_by_two["images"].int() - drawn_by_one.images.int()).abs().max() <= 1
         assert drawn_by_one.labels is not None and torch.equal(drawn_by_two["labels"], drawn_by_one.labels)
+
+
+def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Path], tmp_path: Path) -> None:
+    run = one_and_two[1] / "ema"
+    by_two = run / "files"  # parts of two images, odd ones by the second process
+    generate_files(run, n=11, seed=5, out=tmp_path / "files", batch_size=2, format="zip")
+    names = sorted(path.name for path in (tmp_path / "files").iterdir())
+    assert names == sorted(path.name for path in by_two.iterdir())
+    assert sum(name.endswith(".zip") for name in names) == 6
+    for name in (name for name in names if name.startswith("codes")):
+        one, two = load_tensors(tmp_path / "files" / name), load_tensors(by_two / name)
+        assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stage2_prior import Noise, PrefixStepper, Prior, Warp, draw
+from stage2_prior import Noise, Prior, Stepper, Warp, draw
 from stage2_prior.noise import gumbel, image_words
 from tests.priors import prior_classes, random_codes, small_prior
 
@@ -52,9 +52,16 @@ def test_impossible_warps_are_refused(bad: dict[str, float]) -> None:
         Warp(**bad)  # type: ignore[arg-type]
 
 
+def begun(prior: Prior, n: int, labels: Tensor | None = None) -> Stepper:
+    stepper = prior.stepper(n)
+    stepper.begin(labels)
+    return stepper
+
+
 def drawn(prior: Prior, indices: Tensor, warp: Warp | None = None, labels: Tensor | None = None) -> Tensor:
-    stepper = PrefixStepper(prior, len(indices), labels)
-    return draw(stepper, Noise(3, indices), warp or Warp(), (prior.config.height, prior.config.width)).codes
+    return draw(
+        begun(prior, len(indices), labels), Noise(3, indices), warp or Warp(), (prior.config.height, prior.config.width)
+    ).codes
 
 
 @every_prior
@@ -65,7 +72,9 @@ def test_each_code_is_the_argmax_of_warped_logits_and_noise(kind: type[Prior], w
     logits, words = prior(codes, None), image_words(3, indices, 0)
     for row in range(4):
         for column in range(5):
-            expected = (warp(logits[:, :, row, column]) + gumbel(words, row * 5 + column, 7)).argmax(1)
+            expected = (warp(logits[:, :, row, column]) + gumbel(words, torch.tensor([row * 5 + column]), 7)[0]).argmax(
+                1
+            )
             assert torch.equal(codes[:, row, column], expected)
 
 
@@ -83,12 +92,12 @@ def test_the_same_images_come_out_of_any_batch(kind: type[Prior], batch: int) ->
 @every_prior
 def test_known_codes_are_kept_and_do_not_change_the_noise_of_others(kind: type[Prior]) -> None:
     prior, indices = small_prior(kind), torch.arange(3)
-    free = draw(PrefixStepper(prior, 3, None), Noise(0, indices), Warp(), (4, 5)).codes
+    free = draw(begun(prior, 3), Noise(0, indices), Warp(), (4, 5)).codes
     known = torch.full((3, 4, 5), -1)
     known[:, :2] = free[:, :2]
-    assert torch.equal(draw(PrefixStepper(prior, 3, None), Noise(0, indices), Warp(), (4, 5), known).codes, free)
+    assert torch.equal(draw(begun(prior, 3), Noise(0, indices), Warp(), (4, 5), known).codes, free)
     known[:, 3, 4] = 6
-    assert (draw(PrefixStepper(prior, 3, None), Noise(0, indices), Warp(), (4, 5), known).codes[:, 3, 4] == 6).all()
+    assert (draw(begun(prior, 3), Noise(0, indices), Warp(), (4, 5), known).codes[:, 3, 4] == 6).all()
 
 
 @every_prior
@@ -96,7 +105,7 @@ def test_known_codes_are_kept_and_do_not_change_the_noise_of_others(kind: type[P
 @given(st.integers(0, 2**62))
 def test_scoring_is_drawing_with_all_codes_known(kind: type[Prior], seed: int) -> None:
     prior, codes = small_prior(kind), random_codes(3, 4, 5)
-    scored = draw(PrefixStepper(prior, 3, None), Noise(seed, torch.arange(3)), Warp(temperature=0.5), (4, 5), codes)
+    scored = draw(begun(prior, 3), Noise(seed, torch.arange(3)), Warp(temperature=0.5), (4, 5), codes)
     assert torch.equal(scored.codes, codes)
     expected = prior(codes, None).log_softmax(1).gather(1, codes[:, None]).sum((1, 2, 3))
     torch.testing.assert_close(scored.log_probability, expected, rtol=0, atol=1e-12)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from pipeline import generate, processes, train_prior, train_vqvae
+from pipeline import generate, generate_files, processes, train_prior, train_vqvae
 from pipeline.storage import save_tensors
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
 
@@ -31,6 +31,7 @@ def work(folder: Path) -> None:
             tensors = {"images": samples.images, "codes": samples.codes[0], "labels": samples.labels}
             if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
                 save_tensors(run / f"samples-{precision}.safetensors", tensors)
+        generate_files(run, n=N, seed=5, out=run / "files", batch_size=2, format="zip")
 
 
 if __name__ == "__main__":
