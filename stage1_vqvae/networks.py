@@ -1,7 +1,9 @@
 """The encoder and the decoder: strided convolutions and residual blocks.
 
 van den Oord et al. 2017, "Neural Discrete Representation Learning", section 4.1: stride-2 convolutions with
-4x4 windows, then residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder is the mirror image.
+4x4 windows, then residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder is the mirror image. Unlike the paper's, the
+encoder's windows after the last halving are 1x1 by default: a code then describes its own patch, and a map holds
+nothing twice that a prior would have to learn.
 """
 
 from itertools import pairwise
@@ -13,22 +15,24 @@ from stage1_vqvae.config import VQVAEConfig
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv3x3(relu(x)))): shape (n, channels, h, w) is kept."""
+    """x + conv1x1(relu(conv(relu(x)))): shape (n, channels, h, w) is kept."""
 
-    def __init__(self, channels: int, inner_channels: int) -> None:
+    def __init__(self, channels: int, inner_channels: int, kernel: int) -> None:
         super().__init__()
-        self.conv3x3 = nn.Conv2d(channels, inner_channels, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(channels, inner_channels, kernel, padding=kernel // 2, bias=False)
         self.conv1x1 = nn.Conv2d(inner_channels, channels, 1, bias=False)
 
     def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return features + self.conv1x1(self.conv3x3(features.relu()).relu())
+        return features + self.conv1x1(self.conv(features.relu()).relu())
 
 
 class ResidualStack(nn.Sequential):
-    """The residual blocks of a config, then a ReLU."""
+    """The residual blocks of a config, with windows of this side, then a ReLU."""
 
-    def __init__(self, config: VQVAEConfig) -> None:
-        blocks = [ResidualBlock(config.hidden, config.residual_channels) for _ in range(config.residual_blocks)]
+    def __init__(self, config: VQVAEConfig, kernel: int) -> None:
+        # A 1x1 window is cheap: the block can be as wide inside as outside.
+        inner_channels = config.hidden if kernel == 1 else config.residual_channels
+        blocks = [ResidualBlock(config.hidden, inner_channels, kernel) for _ in range(config.residual_blocks)]
         super().__init__(*blocks, nn.ReLU())
 
 
@@ -45,7 +49,9 @@ class Encoder(nn.Sequential):
         halvings: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             halvings += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
-        super().__init__(*halvings, nn.Conv2d(config.hidden, config.hidden, 3, padding=1), ResidualStack(config))
+        kernel = config.encoder_kernel
+        entry = nn.Conv2d(config.hidden, config.hidden, kernel, padding=kernel // 2)
+        super().__init__(*halvings, entry, ResidualStack(config, kernel))
 
 
 class Decoder(nn.Sequential):
@@ -57,4 +63,4 @@ class Decoder(nn.Sequential):
         for wide, narrow in pairwise(widths):
             doublings += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
         entry = nn.Conv2d(config.code_dim, config.hidden, 3, padding=1)
-        super().__init__(entry, ResidualStack(config), *doublings[:-1])  # no ReLU on the image itself
+        super().__init__(entry, ResidualStack(config, 3), *doublings[:-1])  # no ReLU on the image itself

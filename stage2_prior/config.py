@@ -30,6 +30,9 @@ class PixelCNNConfig:
     dropout: float = Field(
         default=0.2, ge=0, lt=1, description="Dropout in every layer: 0.1 (much data) to 0.5 (little)."
     )
+    code_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Chance that a training step hides a code from what comes after it."
+    )
 
     @model_validator(mode="after")
     def _windows_have_a_centre(self) -> "PixelCNNConfig":

@@ -1,10 +1,13 @@
 """The model around the quantizer: shapes, loss, errors."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAEError
+from stage1_vqvae.networks import Encoder
 
 
 def model(channels: int = 3, height: int = 16, width: int = 8, halvings: int = 2) -> VQVAE:
@@ -74,3 +77,22 @@ def test_misfits_are_named_with_both_shapes() -> None:
 def test_a_size_that_the_stride_does_not_divide_is_refused_with_one_that_fits() -> None:
     with pytest.raises(ValueError, match=r"30x32 pixels.*= 8.*32x32"):
         VQVAEConfig(height=30, width=32, halvings=3)
+
+
+@pytest.mark.parametrize(("halvings", "kernel", "side"), [(1, 1, 4), (2, 1, 10), (3, 1, 22), (2, 3, 34)])
+def test_a_code_describes_its_own_patch_and_with_wider_windows_more(
+    halvings: int, kernel: Literal[1, 3], side: int
+) -> None:
+    config = VQVAEConfig(
+        channels=1, height=80, width=80, halvings=halvings, hidden=8, residual_channels=4, encoder_kernel=kernel
+    )
+    images = torch.rand(1, 1, 80, 80, requires_grad=True)
+    features = Encoder(config)(images)
+    middle = features.shape[2] // 2
+    features[0, :, middle, middle].square().sum().backward()
+    assert images.grad is not None
+    reached = images.grad[0, 0].nonzero()
+    stride = 2**halvings
+    first = (middle * stride) - (side - stride) // 2
+    assert int(reached.min()) >= first and int(reached.max()) < first + side
+    assert int(reached.max() - reached.min()) > side // 2
