@@ -69,15 +69,14 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def cell(grid: int, batch: int) -> dict[str, object]:
+def cell(grid: int, batch: int, threads: int) -> dict[str, object]:
     """Measure one grid and batch in this process."""
     prior = network(grid)
     noise = Noise(0, torch.arange(batch))
     before = peak_bytes()
     stepper = prior.stepper(batch)
     stepper.begin(None)
-    with fast_products(CPU, batch):
-        ours = sorted(t / batch for t in seconds(lambda: draw(stepper, noise, Warp(), (grid, grid)), 3.0))
+    ours = sorted(t / batch for t in seconds(lambda: draw(stepper, noise, Warp()), 3.0))
     memory = peak_bytes() - before
     passes = {
         images: forward(prior, images, grid)
@@ -94,7 +93,8 @@ def cell(grid: int, batch: int) -> dict[str, object]:
         "grid": grid,
         "batch": batch,
         "device": "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": threads,
+        "threads_drawing": torch.get_num_threads(),
         "full_forward": round(full, 4),
         "prefix": round(rows_so_far, 4),
         "ours": round(drawn, 6),
@@ -123,7 +123,9 @@ def main(grids: str, batches: str, threads: int, here: bool) -> None:
     if here:
         keep_freed_memory()
         torch.set_num_threads(threads)
-        print(json.dumps(cell(int(grids), int(batches))), flush=True)
+        with fast_products(CPU, int(batches)):
+            result = cell(int(grids), int(batches), threads)
+        print(json.dumps(result), flush=True)
         return
     for grid in grids.split(","):
         for batch in batches.split(","):

@@ -72,8 +72,9 @@ def sample(run: Path | None, label: str | None, device: str | None, out: Path | 
     check_prior_is_finished(folder)
     _reporter().say(_what_is_drawn(folder, config, warp, files, label))
     drawn = generate_files(folder.path, label=label, device=device, out=out, reporter=_reporter(), **options)
-    done = f"wrote {drawn.n:,} images into" if drawn.new else f"all {drawn.n:,} images were already in"
-    _print(f"{done} {drawn.folder}; see {drawn.folder / GRID}")
+    there = drawn.n - drawn.new
+    done = f"wrote {drawn.new:,} images into" if drawn.new else "nothing was left to draw for"
+    _print(f"{done} {drawn.folder}{f', where {there:,} were already' if there else ''}; see {drawn.folder / GRID}")
 
 
 def _what_is_drawn(folder: RunFolder, config: SampleConfig, warp: Warp, files: FileConfig, label: str | None) -> str:

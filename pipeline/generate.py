@@ -1,9 +1,8 @@
 """Draw new images: `generate()` into memory, `generate_files()` into a folder, which is what `gen sample` calls."""
 
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -11,23 +10,30 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline import processes
-from pipeline.checkpoint import FORMAT_VERSION
-from pipeline.errors import CheckpointError, InterruptedRunError, UsageError, describe
+from pipeline.claim import Claim, Request
+from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
 from pipeline.model import Drawer, Model, class_number, load
 from pipeline.options import build
 from pipeline.reporting import Reporter, Silent
 from pipeline.run import RunFolder, check_prior_is_finished, find_run
-from pipeline.samples import GRID_IMAGES, Format, Samples, first_codes, is_written, join, save_grid, write_part
-from pipeline.storage import read_json, write_json
+from pipeline.samples import (
+    GRID_IMAGES,
+    Format,
+    Samples,
+    first_codes,
+    missing_parts,
+    save_grid,
+    write_part,
+    written_parts,
+)
 from stage2_prior import Warp
 
-REQUEST = "request.json"
-_UNWRITTEN = 2  # parts that may wait to be written while the next is drawn
+_UNWRITTEN = 2  # finished parts that may wait to be written while the next is drawn
 
 _FORBID = ConfigDict(extra="forbid")
 
@@ -55,24 +61,6 @@ class FileConfig:
     format: Format = Field(
         default="png", description="One PNG an image, or a .zip of them, or a .safetensors of pixels, for each part."
     )
-
-
-@dataclass(frozen=True, kw_only=True, config=_FORBID)
-class Request:
-    """request.json of a folder of samples: all that decides what its images are, and how they are laid out."""
-
-    format_version: Literal[1] = FORMAT_VERSION
-    kind: Literal["samples"] = "samples"
-    vqvae_sha256: str
-    prior_sha256: str
-    seed: int
-    label: str | None
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    precision: str
-    format: Format
-    part: int  # images whose files are complete together
 
 
 def generate(
@@ -124,10 +112,10 @@ def generate_files(
 ) -> Drawn:
     """Draw the images of `generate` into a folder, by default RUN/samples/seed-SEED; memory does not grow with n.
 
-    Finished images are written while others are drawn. Called again with the same arguments, or with a larger `n`, it
-    draws what is missing. Processes share the parts of the folder, and do not wait for each other. `options` are the
-    fields of SampleConfig, Warp and FileConfig. Raises UsageError, also when the folder holds anything else,
-    CheckpointError, and InterruptedRunError on a signal.
+    Finished images are written, a part at a time, while others are drawn. Called again with the same arguments, or
+    with a larger `n`, it draws what is missing, and leaves what is there. Processes share the missing parts, and meet
+    only at the end. `options` are the fields of SampleConfig, Warp and FileConfig. Raises UsageError, also when the
+    folder holds anything else, CheckpointError, and InterruptedRunError on a signal.
     """
     config, warp, files = build([SampleConfig, Warp, FileConfig], options, {})
     folder = find_run(run, "prior")
@@ -135,20 +123,17 @@ def generate_files(
     accelerator = processes.start()
     model = load(folder.path, device=device or accelerator.device, precision=config.precision)
     drawer = model.drawer(seed=config.seed, label=label, warp=warp)
-    share = -(-config.n // accelerator.num_processes)
-    size = min(share, config.batch_size or drawer.batch_size(share))
-    asked = _request(model, drawer, config, files, size)
     target = Path(out) if out else samples_folder(folder, config.seed, label)
-    request = _agree(target, asked, accelerator)
-    work = _Work(drawer, request, target, config.n, min(size, request.part))
-    new = torch.tensor(work.carry_out(accelerator, reporter or Silent()), device=accelerator.device)
-    new = accelerator.reduce(new, "sum")  # and all processes are done
-    if accelerator.is_main_process:
-        save_grid(target, model.decode(first_codes(target, min(config.n, GRID_IMAGES))))
-    return Drawn(target, config.n, int(new))
+    with Claim(target, _request(model, drawer, config, files), accelerator):
+        work = _Work(drawer, target, config, files.format)
+        new = work.carry_out(accelerator, reporter or Silent())
+        if accelerator.is_main_process:
+            codes = first_codes(target, written_parts(target, files.format), GRID_IMAGES)
+            save_grid(target, model.decode(codes))
+    return Drawn(target, config.n, new)
 
 
-def _request(model: Model, drawer: Drawer, config: SampleConfig, files: FileConfig, part: int) -> Request:
+def _request(model: Model, drawer: Drawer, config: SampleConfig, files: FileConfig) -> Request:
     names = drawer.prior.config.class_names
     return Request(
         vqvae_sha256=model.vqvae.sha256,
@@ -158,79 +143,56 @@ def _request(model: Model, drawer: Drawer, config: SampleConfig, files: FileConf
         **asdict(drawer.warp),
         precision=config.precision,
         format=files.format,
-        part=part,
     )
 
 
-def _agree(folder: Path, asked: Request, accelerator: Accelerator) -> Request:
-    """The request that a folder is filled by: the one it was begun with, or now this one. Raises UsageError."""
-    path = folder / REQUEST
-    if accelerator.is_main_process and not path.exists() and not (folder.exists() and any(folder.iterdir())):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(asked))
-    accelerator.wait_for_everyone()
-    if not path.exists():
-        raise UsageError(f"{folder} exists already, and holds no samples; choose another --out or --seed")
-    try:
-        begun: Request = TypeAdapter(Request).validate_python(read_json(path))
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is not the request of samples: {describe(error)}") from error
-    wanted, there = asdict(asked), asdict(begun)
-    differing = [f"{name} {there[name]}, not {wanted[name]}" for name in there if there[name] != wanted[name]]
-    if replace(asked, part=begun.part) != begun:
-        differing = [text for text in differing if not text.startswith("part ")]
-        raise UsageError(f"{folder} holds samples of {'; '.join(differing)}; choose another --out or --seed")
-    return begun
-
-
 class _Work(NamedTuple):
-    """Images 0 to n - 1 of a request, to be drawn `batch_size` at a time into a folder."""
+    """The images of a request, to be drawn into a folder."""
 
     drawer: Drawer
-    request: Request
     folder: Path
-    n: int
-    batch_size: int
+    config: SampleConfig
+    format: Format
 
     def carry_out(self, accelerator: Accelerator, reporter: Reporter) -> int:
-        """Draw and write what is missing of this process's parts; return how many images that were."""
-        parts = range(accelerator.process_index, -(-self.n // self.request.part), accelerator.num_processes)
-        missing = [part for part in parts if not self._is_written(part)]
+        """Draw and write what is missing, shared over the processes; return how many images that were."""
+        missing = self._missing(accelerator.num_processes)
+        accelerator.wait_for_everyone()  # all have looked before any writes
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        with Interruption(accelerator) as interruption:
+            drawn = self._draw(mine, interruption, reporter)
+        outcome = torch.tensor([drawn, interruption.wish], device=accelerator.device)
+        outcomes = accelerator.gather(outcome).reshape(-1, 2)
+        total, wish = int(outcomes[:, 0].sum()), int(outcomes[:, 1].max())
+        left = sum(len(part) for part in missing) - total
+        if left:
+            raise InterruptedRunError(f"stopped as asked; the same command draws the {left:,} images left", wish)
+        return total
+
+    def _missing(self, shares: int) -> list[range]:
+        written = written_parts(self.folder, self.format)
+        images = sum(len(gap) for gap in missing_parts(written, self.config.n, self.config.n))
+        share = max(1, -(-images // shares))
+        size = min(share, self.config.batch_size or self.drawer.batch_size(share))
+        return missing_parts(written, self.config.n, size)
+
+    def _draw(self, parts: list[range], interruption: Interruption, reporter: Reporter) -> int:
+        """One part after another, until a signal: it is drawn here, and written by a thread."""
         drawn, started = 0, perf_counter()
-        pending: deque[Future[None]] = deque()
-        with Interruption(accelerator) as interruption, ThreadPoolExecutor(1) as writer:
-            for step in reporter.steps(range(len(missing)), "draw"):
-                samples = self._draw(missing[step])
-                pending.append(writer.submit(self._write, missing[step], samples))
+        unwritten: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1) as writer:
+            for step in reporter.steps(range(len(parts)), "draw"):
+                samples = self.drawer(np.array(parts[step]))
+                unwritten.append(writer.submit(write_part, self.folder, parts[step], samples, self.format))
                 drawn += len(samples)
                 reporter.show({"images/s": drawn / (perf_counter() - started)})
-                if len(pending) > _UNWRITTEN:
-                    pending.popleft().result()
+                if len(unwritten) > _UNWRITTEN:
+                    unwritten.popleft().result()
                 if interruption.wish:
-                    raise InterruptedRunError(
-                        f"stopped as asked after {drawn:,} images; the same command draws the others", interruption.wish
-                    )
-            for future in pending:
+                    break
+            for future in unwritten:
                 future.result()
         return drawn
-
-    def _indices(self, part: int) -> range:
-        return range(part * self.request.part, min((part + 1) * self.request.part, self.n))
-
-    def _draw(self, part: int) -> Samples:
-        indices = np.array(self._indices(part))
-        return join([self.drawer(batch) for batch in _batches(indices, self.batch_size)])
-
-    def _write(self, part: int, samples: Samples) -> None:
-        write_part(self.folder, part, self._indices(part).start, samples, self.request.format)
-
-    def _is_written(self, part: int) -> bool:
-        indices = self._indices(part)
-        return is_written(self.folder, part, indices.start, len(indices), self.request.format)
-
-
-def _batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def samples_folder(run: RunFolder, seed: int, label: Any) -> Path:

@@ -1,6 +1,7 @@
 """What a training will need, said before it starts; how many images may be drawn at a time."""
 
 import os
+from pathlib import Path
 
 import psutil
 import torch
@@ -12,6 +13,7 @@ from stage2_prior import Prior
 
 _MOST_DRAWN = 256  # images: products are large enough, more of them gain nothing
 _SHARE = 4  # a part of the free memory is enough for drawing
+_COPIES = 12  # of an image: in float32 while it is decoded, then in bytes while it waits to be written
 _PROBE = 2  # images of the forward pass whose saved tensors are counted
 
 
@@ -42,13 +44,17 @@ def _saved_bytes(trainer: Trainer) -> int:
     return sum(kept.values())
 
 
-def sampling_batch(prior: Prior, device: torch.device, wanted: int) -> int:
-    """How many of the wanted images to draw at a time: as the free memory allows, 256 at most."""
-    bytes_an_image = prior.stepper(2).memory() - prior.stepper(1).memory()
+def sampling_batch(prior: Prior, device: torch.device, wanted: int, pixels: int) -> int:
+    """How many of the wanted images, of so many bytes, to draw at a time: as the free memory allows, 256 at most."""
+    bytes_an_image = prior.stepper(2).memory() - prior.stepper(1).memory() + _COPIES * pixels
     return max(1, min(wanted, _MOST_DRAWN, _free_bytes(device) // _SHARE // bytes_an_image))
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():  # a container's, else "max"
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

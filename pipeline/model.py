@@ -24,7 +24,7 @@ from pipeline.reporting import Reporter, Silent
 from pipeline.run import LoadedPrior, LoadedVQVAE, PriorRun, find_run, load_prior, load_vqvae
 from pipeline.samples import Samples, join
 from stage1_vqvae import Codes, VQVAEConfig
-from stage2_prior import Noise, Prior, Stepper, Warp, draw
+from stage2_prior import Noise, Stepper, Warp, draw
 
 _PIXELS = 2**22  # of images encoded or decoded at a time
 
@@ -112,13 +112,15 @@ class Drawer:
         stepper = self._stepper(len(image_indices))
         noise = Noise(self.seed, torch.from_numpy(image_indices).to(device))
         with fast_products(device, len(image_indices)):
-            codes = draw_codes(self.prior.model, stepper, noise, labels, self.warp)
+            codes = draw_codes(stepper, noise, labels, self.warp)
         levels = (codes.cpu().to(code_dtype(config.model.num_codes)),)
         return Samples(self.model.decode(levels), levels, labels, config.class_names, self.model.vqvae.sha256)
 
     def batch_size(self, wanted: int) -> int:
         """How many images to draw at a time: what is wanted, as far as the memory allows."""
-        return sampling_batch(self.prior.model, self.model.device, wanted)
+        image = self.model.vqvae.config.model
+        pixels = image.channels * image.height * image.width
+        return sampling_batch(self.prior.model, self.model.device, wanted, pixels)
 
     def _stepper(self, n: int) -> Stepper:
         if n not in self._steppers:
@@ -127,12 +129,10 @@ class Drawer:
         return self._steppers[n]
 
 
-def draw_codes(
-    prior: Prior, stepper: Stepper, noise: Noise, labels: Int[Tensor, "n"] | None, warp: Warp
-) -> Int[Tensor, "n h w"]:
+def draw_codes(stepper: Stepper, noise: Noise, labels: Int[Tensor, "n"] | None, warp: Warp) -> Int[Tensor, "n h w"]:
     """The code maps of these images of a seed."""
     stepper.begin(None if labels is None else labels.to(noise.image_indices.device))
-    return draw(stepper, noise, warp, (prior.config.height, prior.config.width)).codes
+    return draw(stepper, noise, warp).codes
 
 
 def labels_of(

@@ -34,7 +34,7 @@ def samples(prior: Prior, config: PriorRun, vqvae: VQVAE) -> np.ndarray:
     """Sixteen images drawn with seed 0, a class after another: uint8 (n, c, h, w)."""
     indices = torch.arange(2 * COLUMNS, device=vqvae.data_variance.device)
     labels = indices % config.model.num_classes if config.model.num_classes else None
-    codes = draw_codes(prior, prior.stepper(len(indices)), Noise(0, indices), labels, Warp())
+    codes = draw_codes(prior.stepper(len(indices)), Noise(0, indices), labels, Warp())
     return vqvae.decode((codes,)).cpu().numpy()
 
 

@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import os
 import platform
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def stop() -> None:
         gc.collect()  # finished trainings still hold the group, and gloo's threads must not outlive it
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Let the main process do something while the others wait. What it raises stops all of them, none waits in vain."""
+    failure: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except Exception as error:  # raised below, once the others know
+            failure = error
+    failed = torch.tensor(int(failure is not None), device=accelerator.device)
+    if int(accelerator.reduce(failed, "sum")):
+        raise failure or UsageError("the main process could not go on; its message says why")
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

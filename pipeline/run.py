@@ -27,7 +27,7 @@ _FORBID = ConfigDict(extra="forbid")
 class VQVAERun:
     """config.json of stage 1."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     kind: Literal["vqvae"] = "vqvae"
     model: VQVAEConfig
     training: TrainingConfig
@@ -40,7 +40,7 @@ class VQVAERun:
 class PriorRun:
     """config.json of stage 2, with the hash of the stage-1 weights that its codes mean something to."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     kind: Literal["prior"] = "prior"
     model: PixelCNNConfig
     training: TrainingConfig

@@ -1,6 +1,9 @@
 """Generated images: in memory, and as the files of a folder that grows a part at a time."""
 
+import io
 import math
+import os
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +17,13 @@ from torch import Tensor
 
 from pipeline import images as pictures
 from pipeline.codes import CodeMaps, load_codes, save_codes
-from pipeline.errors import CheckpointError, UsageError
-from pipeline.storage import atomic_file, atomic_folder, save_tensors
+from pipeline.errors import UsageError
+from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, save_tensors
 from stage1_vqvae import Codes
 
 GRID_IMAGES = 64  # images shown in grid.png
 GRID = "grid.png"
+CODES = "codes"
 
 Format = Literal["png", "zip", "safetensors"]
 
@@ -46,7 +50,7 @@ class Samples:
         return pictures.grid(self.images.numpy(), columns or math.ceil(len(self) ** 0.5))
 
     def save(self, folder: str | Path) -> Path:
-        """Write 00000.png ..., grid.png (the first 64) and codes.safetensors into a new folder.
+        """Write 000000.png ..., grid.png (the first 64) and codes.safetensors into a new folder.
 
         Raises UsageError when there is something of that name already.
         """
@@ -74,8 +78,8 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 
 def picture_name(index: int) -> str:
-    """The file of image `index`; in order by name up to a hundred thousand images."""
-    return f"{index:05d}.png"
+    """The file of image `index`."""
+    return f"{index:06d}.png"
 
 
 def save_grid(folder: Path, images: UInt8[Tensor, "n c h w"]) -> None:
@@ -85,69 +89,83 @@ def save_grid(folder: Path, images: UInt8[Tensor, "n c h w"]) -> None:
         pictures.grid(shown, math.ceil(len(shown) ** 0.5)).save(unfinished, format="png")
 
 
-def _codes_file(folder: Path, part: int) -> Path:
-    return folder / f"codes-{part:05d}.safetensors"
+def _codes_file(folder: Path, part: range) -> Path:
+    return folder / CODES / f"{part.start:06d}-{part.stop - 1:06d}.safetensors"
 
 
-def _images_file(folder: Path, part: int, suffix: Format) -> Path:
-    return folder / f"images-{part:05d}.{suffix}"
+def _images_file(folder: Path, part: range, file_format: Format) -> Path:
+    return folder / f"images-{part.start:06d}-{part.stop - 1:06d}.{file_format}"
 
 
-def write_part(folder: Path, part: int, first: int, samples: Samples, file_format: Format) -> None:
-    """Write images `first`, `first` + 1, ... as the files of a part; its codes come last, and make it complete."""
-    _WRITERS[file_format](folder, part, first, samples)
+def write_part(folder: Path, part: range, samples: Samples, file_format: Format) -> None:
+    """Write the images of these indices; their codes come last, and say that the images are there."""
+    _WRITERS[file_format](folder, part, samples)
     with atomic_file(_codes_file(folder, part)) as unfinished:
         samples.save_codes(unfinished)
 
 
-def _write_png(folder: Path, _part: int, first: int, samples: Samples) -> None:
-    for index, image in enumerate(samples.to_pil(), first):
+def _write_png(folder: Path, part: range, samples: Samples) -> None:
+    for index, image in zip(part, samples.to_pil(), strict=True):
         with atomic_file(folder / picture_name(index), durable=False) as unfinished:
             image.save(unfinished, format="png")
+    os.sync()  # once: to wait for the disk after each of many small files would take longer than to draw them
 
 
-def _write_zip(folder: Path, part: int, first: int, samples: Samples) -> None:
+def _write_zip(folder: Path, part: range, samples: Samples) -> None:
     with (
         atomic_file(_images_file(folder, part, "zip")) as unfinished,
         zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive,  # PNG is compressed already
     ):
-        for index, image in enumerate(samples.to_pil(), first):
-            with archive.open(picture_name(index), "w") as entry:
-                image.save(entry, format="png")
+        for index, image in zip(part, samples.to_pil(), strict=True):
+            content = io.BytesIO()
+            image.save(content, format="png")
+            archive.writestr(picture_name(index), content.getvalue())
 
 
-def _write_safetensors(folder: Path, part: int, _first: int, samples: Samples) -> None:
+def _write_safetensors(folder: Path, part: range, samples: Samples) -> None:
     labels = {} if samples.labels is None else {"labels": samples.labels}
     with atomic_file(_images_file(folder, part, "safetensors")) as unfinished:
         save_tensors(unfinished, {"images": samples.images, **labels})
 
 
-_WRITERS: dict[Format, Callable[[Path, int, int, Samples], None]] = {
+_WRITERS: dict[Format, Callable[[Path, range, Samples], None]] = {
     "png": _write_png,
     "zip": _write_zip,
     "safetensors": _write_safetensors,
 }
 
 
-def is_written(folder: Path, part: int, first: int, count: int, file_format: Format) -> bool:
-    """Whether a part is complete with at least `count` images."""
-    try:
-        codes = load_codes(_codes_file(folder, part))
-    except CheckpointError:
-        return False
-    pictures_of_part = (
-        [folder / picture_name(first + index) for index in range(count)]
-        if file_format == "png"
-        else [_images_file(folder, part, file_format)]
+def written_parts(folder: Path, file_format: Format) -> list[range]:
+    """The indices of the images of each finished part, in order."""
+    names = (re.fullmatch(r"(\d{6,})-(\d{6,})\.safetensors", path.name) for path in (folder / CODES).glob("*"))
+    parts = [range(int(name[1]), int(name[2]) + 1) for name in names if name]
+    return sorted(
+        (part for part in parts if file_format == "png" or _images_file(folder, part, file_format).is_file()),
+        key=lambda part: part.start,
     )
-    return len(codes) >= count and all(path.is_file() and path.stat().st_size for path in pictures_of_part)
 
 
-def first_codes(folder: Path, count: int) -> Codes:
-    """The codes of up to `count` images from the first on."""
+def remove_partial(folder: Path) -> None:
+    """Remove what a command that was killed left behind: files half written, and images whose codes are missing."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        path.unlink()
+    for path in folder.glob("images-*"):
+        if not (folder / CODES / f"{path.stem.removeprefix('images-')}.safetensors").is_file():
+            path.unlink()
+
+
+def missing_parts(written: Sequence[range], n: int, size: int) -> list[range]:
+    """What is missing of images 0 to n - 1, in parts of `size` images at most; finished parts stay as they are."""
+    ends = [0, *(part.stop for part in written)]
+    starts = [*(part.start for part in written), n]
+    gaps = [range(end, min(start, n)) for end, start in zip(ends, starts, strict=True)]
+    return [gap[first : first + size] for gap in gaps for first in range(0, len(gap), size)]
+
+
+def first_codes(folder: Path, parts: Sequence[range], count: int) -> Codes:
+    """The codes of up to `count` images, from those of the first parts on."""
     levels: list[Codes] = []
-    part = 0
-    while sum(len(codes[0]) for codes in levels) < count and _codes_file(folder, part).is_file():
-        levels.append(load_codes(_codes_file(folder, part)).levels)
-        part += 1
+    for part in parts:
+        if sum(len(codes[0]) for codes in levels) < count:
+            levels.append(load_codes(_codes_file(folder, part)).levels)
     return tuple(torch.cat(level)[:count] for level in zip(*levels, strict=True))

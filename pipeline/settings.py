@@ -104,7 +104,8 @@ PRESETS = {
     ),
     "base": Preset(
         vqvae={"steps": 20_000, "batch_size": 64},
-        prior=_PRIOR | {"hidden": 96, "layers": 8, "first_kernel": 5, "steps": 50_000, "batch_size": 32},
+        prior=_PRIOR
+        | {"hidden": 96, "layers": 8, "first_kernel": 5, "dropout": 0.1, "steps": 50_000, "batch_size": 32},
     ),
     "large": Preset(
         vqvae={

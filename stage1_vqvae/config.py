@@ -18,11 +18,11 @@ class VQVAEConfig:
     width: int = Field(default=32, ge=1, description="Image width, pixels.", json_schema_extra={"from_data": True})
     hidden: int = Field(default=128, ge=2, description="Channels of the encoder's and decoder's feature maps.")
     residual_blocks: int = Field(default=2, ge=0, description="Residual blocks at the resolution of the codes.")
-    residual_channels: int = Field(default=32, ge=1, description="Channels inside a residual block.")
+    residual_channels: int = Field(default=32, ge=1, description="Channels inside a residual block of 3x3 windows.")
     encoder_kernel: Literal[1, 3] = Field(
         default=1,
-        description="Side of the encoder's windows at the resolution of the codes: with 1 a code describes its own "
-        "patch alone, and maps are easier to learn; with 3 images are restored a little better.",
+        description="Side of the encoder's windows at the resolution of the codes: with 1 a code describes its patch "
+        "and little around it, and maps are easier to learn.",
     )
     halvings: int = Field(
         default=2, ge=1, le=8, description="Strided convolutions: codes are 2^halvings times smaller."

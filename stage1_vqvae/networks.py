@@ -2,8 +2,8 @@
 
 van den Oord et al. 2017, "Neural Discrete Representation Learning", section 4.1: stride-2 convolutions with
 4x4 windows, then residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder is the mirror image. Unlike the paper's, the
-encoder's windows after the last halving are 1x1 by default: a code then describes its own patch, and a map holds
-nothing twice that a prior would have to learn.
+encoder's windows after the last halving are 1x1 by default. A code then describes its patch and little around it;
+otherwise the code of an empty corner tells of what lies in the middle, and a prior has to learn all of that again.
 """
 
 from itertools import pairwise

@@ -20,7 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stage2_prior.config import PixelCNNConfig
 from stage2_prior.layers import GatedLayer
+from stage2_prior.prior import check_labels
 
 
 class PixelCNNStepper:
@@ -30,19 +32,22 @@ class PixelCNNStepper:
     """
 
     def __init__(
-        self, embedding: nn.Embedding, layers: list[GatedLayer], head: nn.Sequential, n: int, width: int
+        self, config: PixelCNNConfig, embedding: nn.Embedding, layers: nn.ModuleList, head: nn.Sequential, n: int
     ) -> None:
+        self.size, self.num_classes = (config.height, config.width), config.num_classes
         self.embedding = embedding.weight.detach()
-        self.codes = torch.zeros(width, n, dtype=torch.int64, device=self.embedding.device)  # of the current row
+        self.codes = torch.zeros(config.width, n, dtype=torch.int64, device=self.embedding.device)  # of the current row
         self.layers: list[_Layer] = []
         carried = torch.zeros_like(self.embedding[0], dtype=torch.float64)
         for layer in layers:
-            self.layers.append(_Layer(layer, n, width, carried))
+            assert isinstance(layer, GatedLayer)
+            self.layers.append(_Layer(layer, n, config.width, carried))
             carried = carried + _double(layer.residual.bias)
         self.head = _Head(head, n, carried)
 
     def begin(self, labels: Int[Tensor, "n"] | None) -> None:
         """Start n maps of these classes."""
+        check_labels(self.num_classes, labels)
         for layer in self.layers:
             layer.condition(labels)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from stage2_prior.config import PixelCNNConfig
 from stage2_prior.incremental import PixelCNNStepper
 from stage2_prior.layers import GatedLayer, Stacks
-from stage2_prior.prior import Prior, PriorError
+from stage2_prior.prior import Prior, check_labels
 
 
 class PixelCNN(Prior):
@@ -39,8 +39,7 @@ class PixelCNN(Prior):
 
         Raises PriorError when labels are missing on a conditional prior, or given to an unconditional one.
         """
-        if (labels is None) != (self.config.num_classes == 0):
-            raise PriorError(f"this prior has {self.config.num_classes} classes; labels were {_given(labels)}")
+        check_labels(self.config.num_classes, labels)
         # (n, h, w, c) seen as (n, c, h, w): channels-last memory without a copy.
         embedded = self._hide(self.embedding(codes)).permute(0, 3, 1, 2)
         stacks = Stacks(embedded, embedded)
@@ -57,10 +56,5 @@ class PixelCNN(Prior):
         return embedded * kept[..., None]
 
     def stepper(self, n: int) -> PixelCNNStepper:
-        """Logits position by position, for n maps of the configured width."""
-        layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
-        return PixelCNNStepper(self.embedding, layers, self.head, n, self.config.width)
-
-
-def _given(labels: Tensor | None) -> str:
-    return "not given" if labels is None else "given"
+        """Logits position by position, for n maps of the configured size."""
+        return PixelCNNStepper(self.config, self.embedding, self.layers, self.head, n)

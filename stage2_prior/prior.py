@@ -36,8 +36,10 @@ class PriorOutput(NamedTuple):
 class Stepper(Protocol):
     """What a prior gives the sampler: plan and buffers for n images. Positions are visited in raster order."""
 
+    size: tuple[int, int]  # rows and columns of a map
+
     def begin(self, labels: Int[Tensor, "n"] | None) -> None:
-        """Start new maps of these classes."""
+        """Start new maps of these classes. Raises PriorError where `forward` does."""
 
     def begin_row(self, row: int) -> None:
         """Compute all that the finished rows allow."""
@@ -68,6 +70,13 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def stepper(self, n: int) -> Stepper:
         """The same logits position by position, for drawing n maps at a time."""
+
+
+def check_labels(num_classes: int, labels: Int[Tensor, "n"] | None) -> None:
+    """Raise PriorError when labels are missing on a conditional prior, or given to an unconditional one."""
+    if (labels is None) != (num_classes == 0):
+        given = "not given" if labels is None else "given"
+        raise PriorError(f"this prior has {num_classes} classes; labels were {given}")
 
 
 def nats(logits: Float[Tensor, "n k h w"], codes: Int[Tensor, "n h w"]) -> Float[Tensor, "codes"]:

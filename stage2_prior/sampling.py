@@ -54,9 +54,9 @@ class PrefixStepper:
 
     def __init__(self, prior: Prior, n: int) -> None:
         device = next(prior.parameters()).device
-        self.prior, self.row = prior, 0
+        self.prior, self.row, self.size = prior, 0, (prior.config.height, prior.config.width)
         self.labels: Int[Tensor, "n"] | None = None
-        self.codes = torch.zeros(n, prior.config.height, prior.config.width, dtype=torch.int64, device=device)
+        self.codes = torch.zeros(n, *self.size, dtype=torch.int64, device=device)
 
     def begin(self, labels: Int[Tensor, "n"] | None) -> None:
         """Start maps of these classes."""
@@ -102,14 +102,13 @@ def draw(
     stepper: Stepper,
     noise: Noise,
     warp: Warp,
-    size: tuple[int, int],
     known: Int[Tensor, "n h w"] | None = None,
 ) -> Drawn:
-    """Draw maps of `size` (height, width) position by position; `known` codes (those >= 0) are kept.
+    """Draw maps position by position; `known` codes (those >= 0) are kept.
 
     The stepper has begun. A draw is argmax(logits + Gumbel noise), which follows softmax(logits) exactly (Gumbel 1954).
     """
-    height, width = size
+    height, width = stepper.size
     words = image_words(noise.seed, noise.image_indices, noise.level)
     drawn = torch.empty(len(words), height, width, dtype=torch.int64, device=words.device)
     total = torch.zeros(len(words), dtype=torch.float64, device=words.device)

@@ -66,9 +66,9 @@ def test_without_arguments_the_embedded_data_becomes_new_images(tmp_path: Path) 
     output = succeeds("sample", "--n", 5, "--class", "three")
     folder = Path("runs/digits/samples/seed-0-three")
     assert str(folder) in output
-    assert sorted(p.name for p in folder.glob("0*.png")) == [f"0000{i}.png" for i in range(5)]
-    assert size_of(folder / "00000.png") == (32, 32)
-    assert load_codes(folder / "codes-00000.safetensors").labels.tolist() == [3] * 5  # type: ignore[union-attr]
+    assert sorted(p.name for p in folder.glob("0*.png")) == [f"00000{i}.png" for i in range(5)]
+    assert size_of(folder / "000000.png") == (32, 32)
+    assert load_codes(folder / "codes/000000-000004.safetensors").labels.tolist() == [3] * 5  # type: ignore[union-attr]
     for name in ("vqvae/reconstructions.png", "prior/0/samples.png", "vqvae/metrics.jsonl", "codes/train.safetensors"):
         assert (Path("runs/digits") / name).is_file()
     assert "PixelCNN, 3 steps" in succeeds("info")
@@ -90,7 +90,7 @@ def test_other_shapes_train_sample_and_reconstruct(
     succeeds("train-prior", run, *TINY_PRIOR)
     succeeds("sample", run, "--n", 2, "--class", "odd", "--temperature", 0.9, "--top-k", 5, "--top-p", 0.9)
     height, width = [int(side) for side in shown.split(" x ")][1:]
-    assert size_of(run / "samples/seed-0-odd/00001.png") == (width, height)
+    assert size_of(run / "samples/seed-0-odd/000001.png") == (width, height)
     output = succeeds("reconstruct", data / "odd", data / "even" / "0.png", "--run", run)
     assert "7 images, each above its reconstruction; PSNR" in output
     assert size_of("reconstructions.png") == (7 * (width + 2) + 2, 2 * (height + 2) + 2)
@@ -102,7 +102,7 @@ def test_codes_go_to_a_file_and_back(tmp_path: Path, trained: Path) -> None:
     maps = load_codes(Path("c.safetensors"))
     assert maps.levels[0].shape == (12, 2, 3) and maps.labels is not None
     assert "12 images" in succeeds("decode", "c.safetensors", "--run", trained, "--out", "decoded")
-    assert size_of("decoded/00011.png") == (12, 8)
+    assert size_of("decoded/000011.png") == (12, 8)
     assert "exists already" in fails(2, "encode", data, "--run", trained, "--out", "c.safetensors")
     assert "exists already" in fails(2, "decode", "c.safetensors", "--run", trained, "--out", "decoded")
 
@@ -182,7 +182,7 @@ def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     here = generate(trained, 3, seed=8)
-    assert torch.equal(load_codes(Path("there/codes-00000.safetensors")).levels[0], here.codes[0])
+    assert torch.equal(load_codes(Path("there/codes/000000-000002.safetensors")).levels[0], here.codes[0])
 
 
 def test_tensorboard_is_written_or_missed_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_all_bad_arguments_are_named_at_once(trained: Path) -> None:
 def test_samples_are_saved_once_and_shown(trained: Path, tmp_path: Path) -> None:
     samples = generate(trained, 5)
     samples.save(tmp_path / "new")
-    assert len(list((tmp_path / "new").glob("0000?.png"))) == 5
+    assert len(list((tmp_path / "new").glob("00000?.png"))) == 5
     with pytest.raises(UsageError, match="exists already"):
         samples.save(tmp_path / "new")
     assert samples.grid().size == (3 * 14 + 2, 2 * 10 + 2) and len(samples.to_pil()) == len(samples) == 5

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage2_prior import Noise, PrefixStepper, Prior, Stepper, Warp, draw
+from stage2_prior import Noise, PrefixStepper, Prior, PriorError, Stepper, Warp, draw
 from tests.priors import prior_classes, random_codes, small_prior
 
 every_prior = pytest.mark.parametrize("kind", prior_classes())
@@ -59,7 +59,7 @@ def test_codes_are_those_of_the_plain_sampler(kind: type[Prior], warp: Warp) -> 
     drawn = []
     for stepper in (prior.stepper(9), PrefixStepper(prior, 9)):
         stepper.begin(labels)
-        drawn.append(draw(stepper, noise, warp, (4, 5)))
+        drawn.append(draw(stepper, noise, warp))
     assert torch.equal(drawn[0].codes, drawn[1].codes)
     torch.testing.assert_close(drawn[0].log_probability, drawn[1].log_probability, rtol=0, atol=1e-11)
 
@@ -69,7 +69,7 @@ def test_drawn_maps_follow_the_law_of_the_prior(kind: type[Prior]) -> None:
     prior, n = small_prior(kind, height=2, width=1), 20_000
     stepper = prior.stepper(n)
     stepper.begin(None)
-    codes = draw(stepper, Noise(1, torch.arange(n)), Warp(), (2, 1)).codes.flatten(1)
+    codes = draw(stepper, Noise(1, torch.arange(n)), Warp()).codes.flatten(1)
     maps = torch.cartesian_prod(torch.arange(7), torch.arange(7))
     log_probability = prior(maps.reshape(-1, 2, 1), None).detach().log_softmax(1).flatten(2)
     expected = n * log_probability.gather(1, maps[:, None]).sum((1, 2)).exp()
@@ -77,3 +77,11 @@ def test_drawn_maps_follow_the_law_of_the_prior(kind: type[Prior]) -> None:
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert float(expected.min()) > 5, "enough of each for the approximation"
     assert chi_square < 48 + 4 * (2 * 48) ** 0.5  # mean and deviation for 48 degrees of freedom; the noise is fixed
+
+
+@every_prior
+def test_a_stepper_asks_for_labels_where_forward_does(kind: type[Prior]) -> None:
+    with pytest.raises(PriorError, match="3 classes; labels were not given"):
+        small_prior(kind, num_classes=3).stepper(2).begin(None)
+    with pytest.raises(PriorError, match="0 classes; labels were given"):
+        small_prior(kind).stepper(2).begin(torch.zeros(2, dtype=torch.int64))

@@ -1,14 +1,18 @@
 """One and two processes do the same; a launch that would go wrong silently is refused."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import UsageError, generate, generate_files, train_vqvae
 from pipeline.checkpoint import list_checkpoints
@@ -80,12 +84,17 @@ def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Pat
     run = one_and_two[1] / "ema"
     by_two = run / "files"  # parts of two images, odd ones by the second process
     generate_files(run, n=11, seed=5, out=tmp_path / "files", batch_size=2, format="zip")
-    names = sorted(path.name for path in (tmp_path / "files").iterdir())
-    assert names == sorted(path.name for path in by_two.iterdir())
+    names = sorted(str(path.relative_to(tmp_path / "files")) for path in (tmp_path / "files").rglob("*.*"))
+    assert names == sorted(str(path.relative_to(by_two)) for path in by_two.rglob("*.*"))
     assert sum(name.endswith(".zip") for name in names) == 6
-    for name in (name for name in names if name.startswith("codes")):
+    for name in (name for name in names if name.startswith("codes/")):
         one, two = load_tensors(tmp_path / "files" / name), load_tensors(by_two / name)
         assert all(torch.equal(one[key], two[key]) for key in one)
+    expected = generate(run, 11, seed=5).images
+    for index in range(11):
+        with zipfile.ZipFile(sorted(by_two.glob("*.zip"))[index // 2]) as archive:
+            image = np.array(Image.open(io.BytesIO(archive.read(f"{index:06d}.png"))))
+        assert np.abs(image.astype(int) - expected[index, 0].numpy()).max() <= 1
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,19 +6,22 @@ import os
 import shutil
 import signal
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import UsageError, generate, generate_files
+from pipeline.claim import REQUEST
 from pipeline.errors import CheckpointError, InterruptedRunError
-from pipeline.generate import REQUEST
 from pipeline.model import Drawer
-from pipeline.samples import Format, Samples
+from pipeline.samples import Format, Samples, missing_parts
 from pipeline.storage import load_tensors
 
 
@@ -33,7 +36,7 @@ def pixels_of(folder: Path, n: int, file_format: Format) -> torch.Tensor:
             contents |= {name: archive.read(name) for name in archive.namelist()}
     if file_format == "png":
         contents = {path.name: path.read_bytes() for path in folder.glob("[0-9]*.png")}
-    assert sorted(contents) == [f"{index:05d}.png" for index in range(n)]
+    assert sorted(contents) == [f"{index:06d}.png" for index in range(n)]
     images = [np.array(Image.open(io.BytesIO(contents[name]))) for name in sorted(contents)]
     return torch.from_numpy(np.stack(images))
 
@@ -45,7 +48,7 @@ def test_files_hold_the_images_of_generate(trained: Path, file_format: Format, b
     expected = generate(trained, 10, seed=3)
     assert (done.n, done.new) == (10, 10)
     assert torch.equal(pixels_of(done.folder, 10, file_format), expected.images[:, 0])
-    codes = [load_tensors(path) for path in sorted(done.folder.glob("codes-*.safetensors"))]
+    codes = [load_tensors(path) for path in sorted(done.folder.glob("codes/*.safetensors"))]
     assert len(codes) == (1 if batch_size is None else 3)
     assert torch.equal(torch.cat([part["level0"] for part in codes]), expected.codes[0])
     assert torch.equal(torch.cat([part["labels"] for part in codes]), expected.labels)  # type: ignore[arg-type]
@@ -53,60 +56,111 @@ def test_files_hold_the_images_of_generate(trained: Path, file_format: Format, b
         assert np.array_equal(np.array(grid), np.array(expected.grid()))
 
 
-def interrupt_after(parts: int, monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
-    """Let the drawing of one more part be met by `how`."""
-    draw, calls = Drawer.__call__, iter(range(100))
+OPTIONS: dict[str, Any] = {"seed": 2, "out": "new", "precision": "float64"}
 
-    def drawing(self: Drawer, indices: np.ndarray) -> Samples:
-        if next(calls) == parts:
-            how()
-        return draw(self, indices)
 
-    monkeypatch.setattr(Drawer, "__call__", drawing)
+def check(trained: Path, n: int, file_format: Format) -> None:
+    """The folder holds images 0 to n - 1, whole, and nothing unfinished."""
+    expected = generate(trained, n, seed=2, precision="float64")
+    assert torch.equal(pixels_of(Path("new"), n, file_format), expected.images[:, 0])
+    codes = torch.cat([load_tensors(path)["level0"] for path in sorted(Path("new/codes").iterdir())])
+    assert torch.equal(codes, expected.codes[0])
+    assert not list(Path("new").rglob("*.unfinished"))
+
+
+def fail_at(calls: int, what: Callable[..., Any], action: Callable[[], object]) -> Callable[..., Any]:
+    """`what`, but for one call that does `action` first."""
+    counted = iter(range(1000))
+
+    def replacement(*arguments: Any, **options: Any) -> Any:
+        if next(counted) == calls:
+            action()
+        return what(*arguments, **options)
+
+    return replacement
 
 
 def power_failure() -> None:
-    raise RuntimeError("power failure")
-
-
-def control_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    raise MemoryError("power failure")
 
 
 @pytest.mark.parametrize("file_format", ["png", "zip", "safetensors"])
-@pytest.mark.parametrize(("how", "error"), [(power_failure, RuntimeError), (control_c, InterruptedRunError)])
-def test_an_interrupted_run_draws_only_what_is_missing(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, file_format: Format, how: Any, error: type[Exception]
+@pytest.mark.parametrize("call", range(4))
+def test_a_run_that_died_while_writing_is_completed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, file_format: Format, call: int
 ) -> None:
-    options: dict[str, Any] = {"n": 11, "seed": 2, "out": "new", "format": file_format, "precision": "float64"}
-    with monkeypatch.context() as patch, pytest.raises(error):
-        interrupt_after(2, patch, how)
-        generate_files(trained, batch_size=3, **options)
-    folder = Path("new")
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*-*")}
-    assert before
-    drawn = generate_files(trained, batch_size=5, **options).new  # in smaller or larger batches: the parts stay
-    assert drawn == 11 - 3 * len([p for p in before if p.name.startswith("codes")])
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    expected = generate(trained, 11, seed=2, precision="float64")
-    assert torch.equal(pixels_of(folder, 11, file_format), expected.images[:, 0])
-    assert generate_files(trained, **options).new == 0, "nothing is left to draw"
-    assert not list(folder.glob(".*")), "nothing unfinished is left"
+    # Codes are written last: where they fail, a part's images are there without its codes.
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Samples, "save_codes", fail_at(call, Samples.save_codes, power_failure))
+        generate_files(trained, n=11, batch_size=3, format=file_format, **OPTIONS)
+    Path("new/.images-000003-000005.zip.unfinished").write_bytes(b"half")
+    before = {path: path.read_bytes() for path in Path("new/codes").iterdir()}
+    assert generate_files(trained, n=11, batch_size=5, format=file_format, **OPTIONS).new == 11 - sum(
+        len(load_tensors(path)["level0"]) for path in before
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    check(trained, 11, file_format)
 
 
-def test_more_images_of_a_seed_are_added(trained: Path) -> None:
-    generate_files(trained, n=5, out="new", batch_size=2)
-    assert generate_files(trained, n=9, out="new").new == 5  # images 5 to 8, and 4, whose part was not full
-    assert torch.equal(pixels_of(Path("new"), 9, "png"), generate(trained, 9).images[:, 0])
-    assert generate_files(trained, n=3, out="new").new == 0
+@pytest.mark.parametrize("file_format", ["png", "zip", "safetensors"])
+def test_a_run_that_died_while_drawing_is_completed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, file_format: Format
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Drawer, "__call__", fail_at(2, Drawer.__call__, power_failure))
+        generate_files(trained, n=11, batch_size=3, format=file_format, **OPTIONS)
+    assert generate_files(trained, n=11, batch_size=3, format=file_format, **OPTIONS).new == 5
+    assert generate_files(trained, n=11, format=file_format, **OPTIONS).new == 0
+    check(trained, 11, file_format)
 
 
-def test_a_missing_picture_is_drawn_again(trained: Path) -> None:
-    generate_files(trained, n=6, out="new", batch_size=2)
-    Path("new/00003.png").unlink()
-    Path("new/00004.png").write_bytes(b"")
-    assert generate_files(trained, n=6, out="new").new == 4
-    assert torch.equal(pixels_of(Path("new"), 6, "png"), generate(trained, 6).images[:, 0])
+def test_control_c_ends_after_the_part_and_the_same_call_goes_on(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def control_c() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="draws the 5 images left") as stopped:
+        patch.setattr(Drawer, "__call__", fail_at(1, Drawer.__call__, control_c))
+        generate_files(trained, n=11, batch_size=3, **OPTIONS)
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+    assert generate_files(trained, n=11, **OPTIONS).new == 5
+    check(trained, 11, "png")
+
+
+def test_more_images_of_a_seed_are_added_and_those_there_left_alone(trained: Path) -> None:
+    generate_files(trained, n=5, batch_size=2, **OPTIONS)
+    Path("new/000001.png").write_bytes(b"retouched")
+    before = {path: path.read_bytes() for path in Path("new").rglob("*.*") if path.name != "grid.png"}
+    assert generate_files(trained, n=300, **OPTIONS).new == 295
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in Path("new/codes").iterdir())[3:] == [
+        "000005-000260.safetensors",
+        "000261-000299.safetensors",
+    ]
+    assert generate_files(trained, n=3, **OPTIONS).new == 0
+    Path("new/000001.png").unlink()
+    Image.fromarray(generate(trained, 2, seed=2, precision="float64").images[1, 0].numpy()).save("new/000001.png")
+    check(trained, 300, "png")
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(0, 14), st.integers(1, 5))
+def test_missing_parts_and_written_ones_are_all_images_once(written: list[bool], n: int, size: int) -> None:
+    there = [range(index, index + 1) for index, is_there in enumerate(written) if is_there]
+    missing = missing_parts(there, n, size)
+    assert all(0 < len(part) <= size for part in missing)
+    drawn = sorted(index for part in missing for index in part)
+    assert drawn == [index for index in range(n) if index >= len(written) or not written[index]]
+
+
+def test_a_folder_is_filled_by_one_command_at_a_time(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another() -> None:
+        with pytest.raises(UsageError, match="another command is drawing into new"):
+            generate_files(trained, n=11, **OPTIONS)
+
+    monkeypatch.setattr(Drawer, "__call__", fail_at(1, Drawer.__call__, another))
+    generate_files(trained, n=6, batch_size=3, **OPTIONS)
+    check(trained, 6, "png")
 
 
 @pytest.mark.parametrize(
@@ -121,21 +175,21 @@ def test_a_missing_picture_is_drawn_again(trained: Path) -> None:
 )
 def test_other_images_never_land_on_existing_files(trained: Path, other: dict[str, Any], difference: str) -> None:
     generate_files(trained, n=3, out="new")
-    before = {path: path.read_bytes() for path in Path("new").iterdir()}
+    before = {path: path.read_bytes() for path in Path("new").iterdir() if path.is_file()}
     with pytest.raises(UsageError, match=difference):
         generate_files(trained, n=3, out="new", **other)
-    assert {path: path.read_bytes() for path in Path("new").iterdir()} == before
+    assert {path: path.read_bytes() for path in Path("new").iterdir() if path.is_file()} == before
 
 
 def test_a_folder_of_something_else_is_left_alone(trained: Path) -> None:
     Path("mine").mkdir()
-    Path("mine/00000.png").write_bytes(b"a picture of mine")
-    with pytest.raises(UsageError, match="mine exists already, and holds no samples"):
+    Path("mine/000000.png").write_bytes(b"a picture of mine")
+    with pytest.raises(UsageError, match="mine exists already, and has no request"):
         generate_files(trained, n=1, out="mine")
     Path("mine", REQUEST).write_text(json.dumps({"kind": "letter"}))
     with pytest.raises(CheckpointError, match="is not the request of samples"):
         generate_files(trained, n=1, out="mine")
-    assert Path("mine/00000.png").read_bytes() == b"a picture of mine"
+    assert Path("mine/000000.png").read_bytes() == b"a picture of mine"
 
 
 def test_seeds_and_classes_have_folders_of_their_own(trained: Path, tmp_path: Path) -> None:

@@ -59,9 +59,7 @@ def begun(prior: Prior, n: int, labels: Tensor | None = None) -> Stepper:
 
 
 def drawn(prior: Prior, indices: Tensor, warp: Warp | None = None, labels: Tensor | None = None) -> Tensor:
-    return draw(
-        begun(prior, len(indices), labels), Noise(3, indices), warp or Warp(), (prior.config.height, prior.config.width)
-    ).codes
+    return draw(begun(prior, len(indices), labels), Noise(3, indices), warp or Warp()).codes
 
 
 @every_prior
@@ -92,12 +90,12 @@ def test_the_same_images_come_out_of_any_batch(kind: type[Prior], batch: int) ->
 @every_prior
 def test_known_codes_are_kept_and_do_not_change_the_noise_of_others(kind: type[Prior]) -> None:
     prior, indices = small_prior(kind), torch.arange(3)
-    free = draw(begun(prior, 3), Noise(0, indices), Warp(), (4, 5)).codes
+    free = draw(begun(prior, 3), Noise(0, indices), Warp()).codes
     known = torch.full((3, 4, 5), -1)
     known[:, :2] = free[:, :2]
-    assert torch.equal(draw(begun(prior, 3), Noise(0, indices), Warp(), (4, 5), known).codes, free)
+    assert torch.equal(draw(begun(prior, 3), Noise(0, indices), Warp(), known).codes, free)
     known[:, 3, 4] = 6
-    assert (draw(begun(prior, 3), Noise(0, indices), Warp(), (4, 5), known).codes[:, 3, 4] == 6).all()
+    assert (draw(begun(prior, 3), Noise(0, indices), Warp(), known).codes[:, 3, 4] == 6).all()
 
 
 @every_prior
@@ -105,7 +103,7 @@ def test_known_codes_are_kept_and_do_not_change_the_noise_of_others(kind: type[P
 @given(st.integers(0, 2**62))
 def test_scoring_is_drawing_with_all_codes_known(kind: type[Prior], seed: int) -> None:
     prior, codes = small_prior(kind), random_codes(3, 4, 5)
-    scored = draw(begun(prior, 3), Noise(seed, torch.arange(3)), Warp(temperature=0.5), (4, 5), codes)
+    scored = draw(begun(prior, 3), Noise(seed, torch.arange(3)), Warp(temperature=0.5), codes)
     assert torch.equal(scored.codes, codes)
     expected = prior(codes, None).log_softmax(1).gather(1, codes[:, None]).sum((1, 2, 3))
     torch.testing.assert_close(scored.log_probability, expected, rtol=0, atol=1e-12)
