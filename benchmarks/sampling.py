@@ -7,6 +7,7 @@ Prints one JSON line for each grid and batch, each measured in a process of its 
 - `prefix`: one over the rows so far for every position (passes over some numbers of rows measured, the rest between),
 - `ours`: the whole draw, noise included, as `gen sample` does it,
 - `score`: one parallel forward pass, in the fastest of several forms;
+- `weight_traffic`: reading the weights alone, as often as a batch needs them, at the speed of a sum over 16 MB;
 then the ratios, achieved GFLOP/s beside those of one large matrix product, and how far memory rose while drawing.
 """
 
@@ -87,7 +88,9 @@ def cell(grid: int, batch: int, threads: int) -> dict[str, object]:
     score, drawn = passes[images], statistics.median(ours)
     factor = torch.randn(2048, 2048)
     gemm = 2 * 2048**3 / min(seconds(lambda: factor @ factor))
+    read = min(seconds(lambda: factor.sum())) / factor.nbytes  # seconds a byte: it fits no cache of a core
     weights = sum(p.numel() for name, p in prior.named_parameters() if p.ndim == 4)
+    in_rows = sum(p.numel() for name, p in prior.named_parameters() if "vertical.w" in name or "link.w" in name)
     full, rows_so_far = score * grid**2, prefix(prior, images)
     return {
         "grid": grid,
@@ -105,6 +108,7 @@ def cell(grid: int, batch: int, threads: int) -> dict[str, object]:
         "full_forward_over_ours": round(full / drawn, 1),
         "prefix_over_ours": round(rows_so_far / drawn, 1),
         "microseconds_a_code": round(1e6 * drawn / grid**2, 2),
+        "weight_traffic": round(4 * read * (in_rows * grid + (weights - in_rows) * grid**2) / batch, 6),
         "gflops": round(2e-9 * weights * grid**2 / drawn, 1),
         "gemm_gflops": round(gemm / 1e9, 1),
         "megabytes": round(memory / 2**20, 1),
@@ -123,7 +127,7 @@ def main(grids: str, batches: str, threads: int, here: bool) -> None:
     if here:
         keep_freed_memory()
         torch.set_num_threads(threads)
-        with fast_products(CPU, int(batches)):
+        with fast_products(CPU, int(batches), int(grids)):
             result = cell(int(grids), int(batches), threads)
         print(json.dumps(result), flush=True)
         return

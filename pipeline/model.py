@@ -111,7 +111,7 @@ class Drawer:
         labels = labels_of(image_indices, self.label, self.seed, config)
         stepper = self._stepper(len(image_indices))
         noise = Noise(self.seed, torch.from_numpy(image_indices).to(device))
-        with fast_products(device, len(image_indices)):
+        with fast_products(device, len(image_indices), config.model.width):
             codes = draw_codes(stepper, noise, labels, self.warp)
         levels = (codes.cpu().to(code_dtype(config.model.num_codes)),)
         return Samples(self.model.decode(levels), levels, labels, config.class_names, self.model.vqvae.sha256)

@@ -16,18 +16,19 @@ def settings() -> tuple[int, str]:
     return torch.get_num_threads(), backends.mkldnn.matmul.fp32_precision
 
 
-@pytest.mark.parametrize(("n", "threads"), [(1, 1), (7, 1), (8, 2), (256, 3)])
-def test_few_rows_take_few_threads_and_the_callers_settings_return(
+@pytest.mark.parametrize(("n", "threads"), [(1, 1), (3, 1), (4, 2), (256, 3)])
+def test_few_positions_take_few_threads_and_the_callers_settings_return(
     n: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arithmetic, "is_exact", lambda route: True)
+    monkeypatch.setattr(arithmetic, "is_faster", lambda route: True)
     torch.set_num_threads(3)
     before = settings()
     assert before[1] != "bf16"
-    with fast_products(CPU, n):
+    with fast_products(CPU, n, width=8):
         assert settings() == (threads, "bf16" if n >= 64 else before[1])
     assert settings() == before
-    with pytest.raises(KeyError), fast_products(CPU, n):
+    with pytest.raises(KeyError), fast_products(CPU, n, width=8):
         raise KeyError
     assert settings() == before
 
@@ -35,7 +36,7 @@ def test_few_rows_take_few_threads_and_the_callers_settings_return(
 @pytest.mark.parametrize("n", [1, 33, 256])
 def test_products_are_those_of_float32(n: int) -> None:
     rows, weights = torch.randn(n, 300), torch.randn(300, 70)
-    with fast_products(CPU, n):
+    with fast_products(CPU, n, width=8):
         error = (rows @ weights - rows.double() @ weights.double()).abs().max()
     assert float(error) < 300 * 2**-24 * 10  # bfloat16 factors would be off by about 0.1
 
