@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_POSITIONS_A_THREAD = 16  # of a row of all maps; with fewer, threads wait for each other longer than they compute
+_POSITIONS_A_THREAD = 4  # of a row of all maps; with fewer, threads wait for each other longer than they compute
 _LARGE = 64  # rows from which on oneDNN may be faster
 _SIDE = 256  # of the weights it is tried with
 _CLEARLY = 1.4  # times as fast: where it matters the factor is 2, elsewhere 1, and noise lies between

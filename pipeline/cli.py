@@ -56,7 +56,7 @@ def main(debug: bool) -> None:
 def _training_options(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What both trainings can be asked for besides the fields of their configurations."""
     options = [
-        click.option("--preset", type=click.Choice(list(PRESETS)), help="Size [default: small for digits, else base]."),
+        click.option("--preset", type=click.Choice(list(PRESETS)), help="Size [default: digits for those, else base]."),
         click.option("--config", type=click.Path(path_type=Path), help="A config.json that a run saved: its options."),
         click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/ and the data's name]."),
         click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),

@@ -102,7 +102,7 @@ class _Options(NamedTuple):
 
 
 def _new_options(given: dict[str, Any], preset: str | None, config: str | Path | None) -> _Options:
-    default = "small" if given.get("data", EMBEDDED) == EMBEDDED else "base"
+    default = "digits" if given.get("data", EMBEDDED) == EMBEDDED else "base"
     merged = merge("vqvae", given, preset or default, config, CONFIGS)
     # Any image will do to check the options: 256 pixels are divisible by every stride allowed.
     return _Options(*build(CONFIGS, merged, {"channels": 1, "height": 256, "width": 256}))

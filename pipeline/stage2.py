@@ -77,7 +77,7 @@ def train_prior(
     folder = RunFolder(Path(out)) if out and not stage else source
     launch = Launch(given, processes.start(log, folder.prior), reporter or Silent(), resume)
     saved = saved_run(folder.prior, PriorRun, resume, given)
-    default = "small" if _data_of(source) == EMBEDDED else "base"
+    default = "digits" if _data_of(source) == EMBEDDED else "base"
     new = {} if saved else merge("prior", given, preset or default, config, CONFIGS)
     if not saved:
         build(CONFIGS, new, {})  # report all bad options before any work

@@ -27,12 +27,18 @@ class VQVAEConfig:
     halvings: int = Field(
         default=2, ge=1, le=8, description="Strided convolutions: codes are 2^halvings times smaller."
     )
-    num_codes: int = Field(default=512, ge=2, description="Codes in the codebook, K.")
+    bottleneck: Literal["vq", "gumbel", "fsq"] = Field(
+        default="vq",
+        description="How codes are made: vq, the nearest vector of a codebook; gumbel, a categorical variable relaxed "
+        "by Gumbel-softmax (dVAE); fsq, channels rounded to a few levels.",
+    )
+    num_codes: int = Field(default=512, ge=2, description="Codes in the codebook, K; for fsq a product of 2 to 8.")
     code_dim: int = Field(default=8, ge=1, description="Dimension of a code vector; 4 to 16 keeps all codes in use.")
     codebook_rule: Literal["ema", "gradient"] = Field(
         default="ema",
         description="How codes follow the encoder: moving averages, or the paper's codebook loss.",
     )
+    kl_weight: float = Field(default=1e-3, ge=0, description="Of the KL term of gumbel, in nats a code.")
     commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss, beta.")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Decay of the moving averages of code statistics.")
     revival_threshold: float = Field(
@@ -58,6 +64,24 @@ class VQVAEConfig:
                 f"choose --image-size {fitting}, or fewer --halvings"
             )
         return self
+
+    @model_validator(mode="after")
+    def _levels_exist(self) -> "VQVAEConfig":
+        if self.bottleneck == "fsq" and not self.fsq_levels:
+            raise ValueError(f"--num-codes {self.num_codes} is no product of 2 to 8, as fsq needs; 512 is, or 1000")
+        return self
+
+    @property
+    def fsq_levels(self) -> tuple[int, ...]:
+        """Levels of each channel of fsq: num_codes as few factors of 8 at most, largest first; () if it has none."""
+        rest, factors = self.num_codes, []
+        while rest > 1:
+            factor = next((f for f in range(8, 1, -1) if rest % f == 0), 0)
+            if not factor:
+                return ()
+            factors.append(factor)
+            rest //= factor
+        return tuple(factors)
 
     @property
     def code_height(self) -> int:

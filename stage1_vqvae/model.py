@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_vqvae.bottlenecks import Reset, Statistics, VectorQuantizer
+from stage1_vqvae.bottlenecks import BOTTLENECKS, Bottleneck, Reset, Statistics
 from stage1_vqvae.bottlenecks.codebook import perplexity
 from stage1_vqvae.config import VQVAEConfig
 from stage1_vqvae.networks import Decoder, Encoder
@@ -30,13 +30,13 @@ class VQVAEOutput(NamedTuple):
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
-    statistics: Statistics
+    statistics: Statistics | None
     reconstruction: Float[Tensor, "n c h w"]
     codes: Codes
 
 
 class VQVAE(nn.Module):
-    """Encoder, vector quantizer and decoder (van den Oord et al. 2017).
+    """Encoder, bottleneck and decoder (van den Oord et al. 2017).
 
     Images are uint8 (n, channels, height, width) on both sides; the normalisation to [-1/2, 1/2] is inside.
     `data_variance` is the global variance of the training pixels on [0, 1]; it scales the reconstruction loss, so
@@ -50,22 +50,27 @@ class VQVAE(nn.Module):
         self.config = config
         self.register_buffer("data_variance", torch.tensor(data_variance, dtype=torch.float32))
         self.encoder = Encoder(config)
-        self.to_code_dim = nn.Conv2d(config.hidden, config.code_dim, 1)
-        self.bottleneck = VectorQuantizer(config)
-        self.decoder = Decoder(config)
+        self.bottleneck: Bottleneck = BOTTLENECKS[config.bottleneck](config)
+        self.to_code_dim = nn.Conv2d(config.hidden, self.bottleneck.inputs, 1)
+        self.decoder = Decoder(config, self.bottleneck.outputs)
 
     def forward(self, images: UInt8[Tensor, "n c h w"], progress: float = 0.0) -> VQVAEOutput:
         """The loss of equation 3 with its reconstruction term as MSE / data variance.
 
-        `progress` is step / total steps, for schedules; none of the vector quantizer's depends on it.
+        `progress` is step / total steps, for schedules of the bottleneck.
         """
         target = self._normalise(images)
-        bottleneck = self.bottleneck(self.to_code_dim(self.encoder(target)))
+        bottleneck = self.bottleneck(self.to_code_dim(self.encoder(target)), progress)
         reconstruction = self.decoder(bottleneck.quantised).float()
         nmse = F.mse_loss(reconstruction, target.float()) / self.data_variance
         return VQVAEOutput(
             loss=nmse + bottleneck.loss,
-            metrics={"nmse": nmse.detach(), **bottleneck.metrics},
+            metrics={
+                "nmse": nmse.detach(),
+                "bottleneck_loss": bottleneck.loss.detach(),
+                "perplexity": perplexity(self._histogram(bottleneck.codes)),
+                **bottleneck.metrics,
+            },
             statistics=bottleneck.statistics,
             reconstruction=reconstruction,
             codes=(bottleneck.codes,),
@@ -93,7 +98,7 @@ class VQVAE(nn.Module):
         outputs = [self.to_code_dim(self.encoder(self._normalise(batch))) for batch in batches]
         self.bottleneck.initialise([rearrange(z, "n dim h w -> (n h w) dim") for z in outputs], generator)
 
-    def update(self, statistics: Statistics, progress: float, generator: torch.Generator) -> list[Reset]:
+    def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
         """Once a step, after the optimizer, with the statistics of the whole batch. Returns replaced rows."""
         return self.bottleneck.update(statistics, progress, generator)
 
@@ -107,8 +112,12 @@ class VQVAE(nn.Module):
         """Sums over a batch that add up over a whole split; `summarise` turns them into numbers."""
         output = self(images)
         error = (output.reconstruction - self._normalise(images).float()).double().square().sum()
-        histogram = output.statistics.sums[:, -1].double()
+        histogram = self._histogram(output.codes[0])
         return {"squared_error": error, "pixels": error.new_tensor(images.numel()), "histogram": histogram}
+
+    def _histogram(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "codes"]:
+        ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
+        return ones.new_zeros(self.config.num_codes).index_add_(0, codes.flatten(), ones)
 
     def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """NMSE, PSNR (dB) and the use and perplexity of the codes over the split that `sums` were added up over."""

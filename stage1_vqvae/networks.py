@@ -55,12 +55,12 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Code vectors (n, code_dim, code_height, code_width) -> normalised images (n, channels, height, width)."""
+    """Code vectors (n, inputs, code_height, code_width) -> normalised images (n, channels, height, width)."""
 
-    def __init__(self, config: VQVAEConfig) -> None:
+    def __init__(self, config: VQVAEConfig, inputs: int) -> None:
         widths = [*reversed(feature_widths(config)), config.channels]
         doublings: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
             doublings += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
-        entry = nn.Conv2d(config.code_dim, config.hidden, 3, padding=1)
+        entry = nn.Conv2d(inputs, config.hidden, 3, padding=1)
         super().__init__(entry, ResidualStack(config, 3), *doublings[:-1])  # no ReLU on the image itself

@@ -25,7 +25,7 @@ def test_few_positions_take_few_threads_and_the_callers_settings_return(
     torch.set_num_threads(3)
     before = settings()
     assert before[1] != "bf16"
-    with fast_products(CPU, n, width=8):
+    with fast_products(CPU, n, width=2):
         assert settings() == (threads, "bf16" if n >= 64 else before[1])
     assert settings() == before
     with pytest.raises(KeyError), fast_products(CPU, n, width=8):
@@ -36,7 +36,7 @@ def test_few_positions_take_few_threads_and_the_callers_settings_return(
 @pytest.mark.parametrize("n", [1, 33, 256])
 def test_products_are_those_of_float32(n: int) -> None:
     rows, weights = torch.randn(n, 300), torch.randn(300, 70)
-    with fast_products(CPU, n, width=8):
+    with fast_products(CPU, n, width=2):
         error = (rows @ weights - rows.double() @ weights.double()).abs().max()
     assert float(error) < 300 * 2**-24 * 10  # bfloat16 factors would be off by about 0.1
 

@@ -18,7 +18,7 @@ from pipeline import UsageError, generate, generate_files, train_vqvae
 from pipeline.checkpoint import list_checkpoints
 from pipeline.storage import load_tensors
 from tests.conftest import TINY_VQVAE, shapes
-from tests.worker import work
+from tests.worker import KINDS, work
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,10 +42,10 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "one", folder / "two"
 
 
-@pytest.mark.parametrize("rule", ["ema", "gradient"])
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("stage", ["vqvae", "prior/0"])
-def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path, Path], rule: str, stage: str) -> None:
-    one, two = (list_checkpoints(folder / rule / stage / "checkpoints")[-1] for folder in one_and_two)
+def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
+    one, two = (list_checkpoints(folder / kind / stage / "checkpoints")[-1] for folder in one_and_two)
     files = sorted(path.name for path in one.glob("*.safetensors"))
     assert len(files) == (3 if stage == "prior/0" else 2)
     for name in files:
@@ -55,16 +55,16 @@ def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path
             assert torch.allclose(first[key], second[key], rtol=0, atol=1e-5), f"{name}: {key}"
 
 
-@pytest.mark.parametrize("rule", ["ema", "gradient"])
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("stage", ["vqvae", "prior/0"])
-def test_one_and_two_processes_measure_the_same(one_and_two: tuple[Path, Path], rule: str, stage: str) -> None:
-    one, two = (json.loads((folder / rule / stage / "held_out.json").read_text()) for folder in one_and_two)
+def test_one_and_two_processes_measure_the_same(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
+    one, two = (json.loads((folder / kind / stage / "held_out.json").read_text()) for folder in one_and_two)
     assert one == pytest.approx(two, rel=1e-4)
 
 
-@pytest.mark.parametrize("rule", ["ema", "gradient"])
-def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, Path], rule: str) -> None:
-    one, two = (load_tensors(folder / rule / "codes" / "train.safetensors") for folder in one_and_two)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, Path], kind: str) -> None:
+    one, two = (load_tensors(folder / kind / "codes" / "train.safetensors") for folder in one_and_two)
     assert {"level0", "flipped0", "labels"} <= one.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 

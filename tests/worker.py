@@ -1,4 +1,4 @@
-"""What two processes do in tests/test_processes.py: train both stages with both codebook rules, and draw.
+"""What two processes do in tests/test_processes.py: train both stages with every discrete bottleneck, and draw.
 
 accelerate launch ... tests/worker.py FOLDER
 """
@@ -13,15 +13,21 @@ from pipeline import generate, generate_files, processes, train_prior, train_vqv
 from pipeline.storage import save_tensors
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
 
+KINDS = {
+    "ema": {"codebook_rule": "ema"},
+    "gradient": {"codebook_rule": "gradient"},
+    "gumbel": {"bottleneck": "gumbel"},
+    "fsq": {"bottleneck": "fsq"},
+}
 N = 11  # not a multiple of the processes
 
 
 def work(folder: Path) -> None:
     """Train and draw into a folder; the same calls whatever the number of processes."""
     images, targets = shapes()
-    for rule in ("ema", "gradient"):
-        run = folder / rule
-        options = {**TINY_VQVAE, "codebook_rule": rule, "micro_batches": 4, "flip": True, "revival_threshold": 0.5}
+    for name, choice in KINDS.items():
+        run = folder / name
+        options = {**TINY_VQVAE, **choice, "micro_batches": 4, "flip": True, "revival_threshold": 0.5}
         train_vqvae(out=run, images=images, targets=targets, **options)
         train_prior(run, images=images, targets=targets, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5})
         precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")

@@ -1,7 +1,8 @@
 """What every bottleneck between encoder and decoder offers; the model knows no more of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -17,13 +18,16 @@ class Statistics(NamedTuple):
 
 
 class BottleneckOutput(NamedTuple):
-    """One pass through a bottleneck: what the decoder sees, the codes, and the loss terms that are its own."""
+    """One pass through a bottleneck: what the decoder sees, the codes, and the loss terms that are its own.
+
+    `metrics` are detached scalars; `statistics` are what `update` wants to be told, if it wants anything.
+    """
 
     quantised: Float[Tensor, "n dim h w"]
     codes: Int[Tensor, "n h w"]
     loss: Float[Tensor, ""]
-    metrics: dict[str, Tensor]
-    statistics: Statistics
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
+    statistics: Statistics | None = None
 
 
 class Reset(NamedTuple):
@@ -34,24 +38,27 @@ class Reset(NamedTuple):
 
 
 class Bottleneck(nn.Module, ABC):
-    """Encoder outputs (n, dim, h, w) <-> codes (n, h, w)."""
+    """Encoder outputs (n, inputs, h, w) -> codes (n, h, w) -> what the decoder sees (n, outputs, h, w)."""
+
+    inputs: int
+    outputs: int
 
     @abstractmethod
-    def forward(self, outputs: Float[Tensor, "n dim h w"]) -> BottleneckOutput:
-        """Quantise with a gradient to the encoder; changes no state."""
+    def forward(self, outputs: Float[Tensor, "n inputs h w"], progress: float) -> BottleneckOutput:
+        """Quantise with a gradient to the encoder; changes no state. `progress` is step / total steps."""
 
     @abstractmethod
-    def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
+    def encode(self, outputs: Float[Tensor, "n inputs h w"]) -> Int[Tensor, "n h w"]:
         """The codes of encoder outputs."""
 
     @abstractmethod
     def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:
         """The vectors that codes stand for."""
 
-    @abstractmethod
-    def initialise(self, batches: Sequence[Float[Tensor, "vectors dim"]], generator: torch.Generator) -> None:
+    def initialise(self, batches: Sequence[Float[Tensor, "vectors inputs"]], generator: torch.Generator) -> None:
         """Fit the bottleneck to the untrained encoder's outputs on a few batches, once, before the first step."""
+        return
 
-    @abstractmethod
-    def update(self, statistics: Statistics, progress: float, generator: torch.Generator) -> list[Reset]:
-        """Once a step, after the optimizer, with the whole batch's statistics; `progress` is step / total steps."""
+    def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
+        """Once a step, after the optimizer, with the whole batch's statistics."""
+        return []

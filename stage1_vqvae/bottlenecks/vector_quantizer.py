@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage1_vqvae.bottlenecks.base import Bottleneck, BottleneckOutput, Reset, Statistics
-from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes, perplexity
+from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes
 from stage1_vqvae.config import VQVAEConfig
 
 LAPLACE = 1e-5  # epsilon of the smoothed counts, appendix A.1
@@ -32,7 +32,7 @@ class VectorQuantizer(Bottleneck):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.inputs, self.outputs = config, config.code_dim, config.code_dim
         codebook = torch.randn(config.num_codes, config.code_dim) / config.code_dim**0.5
         self.register_buffer("mean_counts", torch.ones(config.num_codes))
         if config.codebook_rule == "ema":
@@ -41,7 +41,7 @@ class VectorQuantizer(Bottleneck):
         else:
             self.codebook = nn.Parameter(codebook)
 
-    def forward(self, outputs: Float[Tensor, "n dim h w"]) -> BottleneckOutput:
+    def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float = 0.0) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
             return self._quantise(outputs.float())
 
@@ -56,7 +56,6 @@ class VectorQuantizer(Bottleneck):
             quantised=outputs + (code_vectors - outputs).detach(),
             codes=codes,
             loss=loss,
-            metrics={"bottleneck_loss": loss.detach(), "perplexity": perplexity(statistics.sums[:, -1])},
             statistics=statistics,
         )
 
@@ -92,8 +91,9 @@ class VectorQuantizer(Bottleneck):
             self.mean_sums.copy_(centres * counts[:, None])
 
     @torch.no_grad()
-    def update(self, statistics: Statistics, progress: float, generator: torch.Generator) -> list[Reset]:
+    def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
         """Move the averages and with them, under `ema`, the codes; then revive the dead ones."""
+        assert statistics is not None
         sums, counts = statistics.sums[:, :-1], statistics.sums[:, -1]
         self.mean_counts.lerp_(counts, 1 - self.config.ema_decay)
         if self.config.codebook_rule == "ema":
