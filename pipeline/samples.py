@@ -105,9 +105,9 @@ def write_part(folder: Path, part: range, samples: Samples, file_format: Format)
 
 
 def _write_png(folder: Path, part: range, samples: Samples) -> None:
+    # Under their own names at once: a part without codes is drawn again.
     for index, image in zip(part, samples.to_pil(), strict=True):
-        with atomic_file(folder / picture_name(index), durable=False) as unfinished:
-            image.save(unfinished, format="png")
+        image.save(folder / picture_name(index), format="png")
     os.sync()  # once: to wait for the disk after each of many small files would take longer than to draw them
 
 

@@ -40,18 +40,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Write to the yielded path; the file takes its name only once it is complete (`durable`: and on the disk)."""
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write to the yielded path; the file takes its name only once it is complete, on the disk."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         yield unfinished
-        if durable:
-            _sync(unfinished)
+        _sync(unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    if durable:
-        _sync(path.parent)
+    _sync(path.parent)
 
 
 def _take_name(unfinished: Path, path: Path) -> None:
