@@ -77,6 +77,7 @@ def train_vqvae(**options: Any) -> None:
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @_training_options("prior")
 @click.option("--data", help="Where the images are now, if stage 1 found them elsewhere.")
+@click.option("--force", is_flag=True, help="Go on even if the codebook of stage 1 has collapsed.")
 @flags(PixelCNNConfig, TrainingConfig, preset=PRESETS["base"].prior)
 def train_prior(run: Path | None, **options: Any) -> None:
     """Stage 2: learn how the codes of a run (by default the newest) are distributed."""

@@ -41,12 +41,13 @@ from pipeline.run import (
 )
 from pipeline.settings import TrainingConfig
 from pipeline.stage1 import check_unchanged, load
-from pipeline.storage import atomic_folder, load_tensors, sha256, verify
+from pipeline.storage import atomic_folder, load_tensors, read_json, sha256, verify
 from pipeline.training import Trainer
 from stage2_prior import PixelCNN, PixelCNNConfig, PriorTask
 
 CONFIGS = (PixelCNNConfig, TrainingConfig)
 LEVEL = 0
+COLLAPSED = 0.01  # perplexity as a share of the codes below which stage 2 has nothing to learn
 
 
 def train_prior(
@@ -60,6 +61,7 @@ def train_prior(
     data: str | None = None,
     images: np.ndarray | Tensor | None = None,
     targets: np.ndarray | Tensor | None = None,
+    force: bool = False,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> Trained:
@@ -68,7 +70,7 @@ def train_prior(
     `out`: another run folder, to which the frozen stage 1 is copied first. `data`, or `images` with `targets`: where
     the images of stage 1 are now, if not where they were; needed only until the codes are extracted. `options` are
     the fields of PixelCNNConfig and TrainingConfig; those not given come from `config`, then from `preset`.
-    `resume`: "auto", or a checkpoint's path. Raises GenError.
+    `resume`: "auto", or a checkpoint's path. `force`: go on with a collapsed codebook. Raises GenError.
     """
     given = {name: value for name, value in options.items() if value is not None}
     stage = folder_of_checkpoint(resume)
@@ -83,12 +85,26 @@ def train_prior(
         build(CONFIGS, new, {})  # report all bad options before any work
     _copy_stage1(source, folder, launch)
     vqvae = load_vqvae(folder, launch.accelerator.device)
+    if not saved and not force:
+        _check_codebook(folder, vqvae)
     if saved:
         check_processes(saved.training, launch.accelerator)
         check_belongs(folder, saved, vqvae.sha256)
     maps = _code_maps(folder, vqvae, data, images, targets, launch)
     settings = saved or _new_run(new, vqvae, maps["train"], launch)
     return _train(launch, folder, settings, vqvae, maps)
+
+
+def _check_codebook(folder: RunFolder, vqvae: LoadedVQVAE) -> None:
+    """Raise UsageError when the codes say next to nothing: a prior would reach few nats, and draw one picture."""
+    measured, total = read_json(folder.vqvae / EVALUATION), vqvae.config.model.num_codes
+    least, used = max(1.5, COLLAPSED * total), measured["code_use"] * total
+    if measured["perplexity"] < least:
+        raise UsageError(
+            f"the codebook in {folder.vqvae} has collapsed: {used:.0f} of {total} codes are used, to the effect of "
+            f"{measured['perplexity']:.1f} (perplexity, held out; {least:.3g} are wanted). Train stage 1 anew, "
+            "longer, with fewer --num-codes or a smaller --code-dim; or go on with --force"
+        )
 
 
 def _data_of(source: RunFolder) -> str:

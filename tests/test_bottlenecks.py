@@ -151,6 +151,6 @@ def test_the_loss_reaches_every_weight(name: Name) -> None:
 def test_each_bottleneck_feeds_stage_two(tmp_path: Path, name: Name) -> None:
     images, targets = shapes()
     train_vqvae(out="run", images=images, targets=targets, **{**TINY_VQVAE, "bottleneck": name, "steps": 4})
-    train_prior("run", images=images, targets=targets, **{**TINY_PRIOR, "steps": 4})
+    train_prior("run", images=images, targets=targets, force=True, **{**TINY_PRIOR, "steps": 4})
     samples = generate("run", 3)
     assert samples.images.shape == (3, 1, 8, 12) and int(samples.codes[0].max()) < 12

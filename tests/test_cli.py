@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline import generate
 from pipeline.cli import main
 from pipeline.codes import load_codes
+from pipeline.storage import write_json, write_manifest
 
 TINY = ["--hidden", "8", "--residual-channels", "4", "--num-codes", "12", "--steps", "3", "--batch-size", "8"]
 TINY_PRIOR = ["--hidden", "8", "--layers", "2", "--head", "8", "--steps", "3", "--batch-size", "8"]
@@ -113,6 +114,19 @@ def test_codes_of_another_model_are_refused(tmp_path: Path, trained: Path) -> No
     succeeds("encode", data, "--run", "other", "--out", "c.safetensors")
     message = fails(4, "decode", "c.safetensors", "--run", trained, "--out", "decoded")
     assert "written by another vqvae: sha256" in message
+
+
+def test_a_collapsed_codebook_stops_stage_two_unless_forced(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", (32, 32), "L")
+    succeeds("train-vqvae", "--data", data, "--out", "run", *TINY)
+    stage = Path("run/vqvae")
+    measured = json.loads((stage / "held_out.json").read_text()) | {"perplexity": 1.4, "code_use": 0.25}
+    write_json(stage / "held_out.json", measured)
+    write_manifest(stage, ["config.json", "model.safetensors", "held_out.json", "split.safetensors"])
+    message = fails(2, "train-prior", "run", *TINY_PRIOR)
+    assert "has collapsed: 3 of 12 codes are used, to the effect of 1.4" in message and "--force" in message
+    assert not Path("run/codes").exists() and not Path("run/prior").exists()
+    succeeds("train-prior", "run", "--force", *TINY_PRIOR)
 
 
 def test_a_prior_refuses_a_vqvae_that_it_was_not_trained_on(tmp_path: Path, trained: Path) -> None:

@@ -29,7 +29,9 @@ def work(folder: Path) -> None:
         run = folder / name
         options = {**TINY_VQVAE, **choice, "micro_batches": 4, "flip": True, "revival_threshold": 0.5}
         train_vqvae(out=run, images=images, targets=targets, **options)
-        train_prior(run, images=images, targets=targets, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5})
+        train_prior(
+            run, images=images, targets=targets, force=True, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5}
+        )
         precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
         for precision in precisions:
             samples = generate(run, N, seed=5, precision=precision)
