@@ -10,12 +10,22 @@ from stage1_vqvae.bottlenecks import codebook
 from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes, perplexity
 
 
+@pytest.mark.parametrize("num_codes", [1, 17, 64, 200])
 @pytest.mark.parametrize("block_bytes", [1, 10_000, 2**23])
-def test_nearest_codes_are_those_of_the_distance_matrix(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codebook, "BLOCK_BYTES", block_bytes)
-    vectors, codes = torch.randn(301, 5, dtype=torch.float64), torch.randn(17, 5, dtype=torch.float64)
+def test_nearest_codes_are_those_of_the_distance_matrix(
+    block_bytes: int, num_codes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codebook, "_block_bytes", lambda device: block_bytes)
+    vectors, codes = torch.randn(301, 5, dtype=torch.float64), torch.randn(num_codes, 5, dtype=torch.float64)
     distances = ((vectors.numpy()[:, None] - codes.numpy()[None]) ** 2).sum(-1)
     assert np.array_equal(nearest_codes(vectors, codes).numpy(), distances.argmin(1))
+
+
+def test_of_equally_near_codes_the_first_is_taken() -> None:
+    codes = torch.zeros(200, 3)
+    codes[70:] = 1
+    assert nearest_codes(torch.stack([torch.zeros(3), torch.ones(3)]), codes).tolist() == [0, 70]
+    assert nearest_codes(torch.zeros(0, 3), codes).tolist() == []
 
 
 def test_code_sums_are_those_of_the_one_hot_product() -> None:
@@ -70,4 +80,4 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_held() -> None:
 
     with Watch():  # type: ignore[no-untyped-call]
         nearest_codes(vectors, codes)
-    assert 2**20 < largest <= codebook.BLOCK_BYTES < 2**14 * 1024 * 4
+    assert 2**20 < largest <= codebook._block_bytes(vectors.device) < 2**14 * 1024 * 4

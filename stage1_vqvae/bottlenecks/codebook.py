@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-BLOCK_BYTES = 8 * 2**20  # scores of one block of vectors against all codes: about a last-level cache
+_GROUP = 64  # codes among which the best is found at once
 
 
 def nearest_codes(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "n"]:
@@ -17,10 +18,25 @@ def nearest_codes(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "code
 
     argmin |z - e|^2 = argmax (z.e - |e|^2 / 2): one matrix product a block, with the bias folded in.
     """
-    bias = -0.5 * codebook.square().sum(1)
-    block = max(1, BLOCK_BYTES // (codebook.shape[0] * codebook.element_size()))
-    indices = [torch.addmm(bias, part, codebook.T).argmax(1) for part in torch.split(vectors, block)]
-    return torch.cat(indices)
+    surplus = -codebook.shape[0] % _GROUP  # codes that are never the best fill up the last group
+    bias = F.pad(-0.5 * codebook.square().sum(1), (0, surplus), value=-torch.inf)
+    columns = F.pad(codebook, (0, 0, 0, surplus)).T
+    block = max(1, _block_bytes(vectors.device) // (columns.shape[1] * columns.element_size()))
+    return torch.cat([_best(torch.addmm(bias, part, columns)) for part in torch.split(vectors, block)])
+
+
+def _block_bytes(device: torch.device) -> int:
+    """Scores held at a time: on a CPU about the cache of a core, elsewhere enough to be worth a kernel."""
+    return 2 * 2**20 if device.type == "cpu" else 32 * 2**20
+
+
+def _best(scores: Float[Tensor, "n codes"]) -> Int[Tensor, "n"]:
+    """argmax in two steps, first the group, then within it: on a CPU amax is 10 times faster than argmax."""
+    n, codes = scores.shape
+    groups = scores.view(-1, _GROUP)
+    best = groups.amax(1).view(n, codes // _GROUP).argmax(1)
+    first = torch.arange(0, groups.shape[0], codes // _GROUP, device=scores.device)
+    return groups.index_select(0, first + best).argmax(1).add_(best, alpha=_GROUP)
 
 
 def code_sums(vectors: Float[Tensor, "n dim"], codes: Int[Tensor, "n"], num_codes: int) -> Float[Tensor, "codes dim+1"]:
