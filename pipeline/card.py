@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import EVALUATION, is_finished
-from pipeline.run import PriorRun, RunFolder, VQVAERun, read_config
+from pipeline.run import PriorRun, RunFolder, VQVAERun, codes_in_words, read_config
 from pipeline.storage import read_json
 
 _MARK = "Made by gen (gen-images): a VQ-VAE, and a PixelCNN over its codes."
@@ -33,7 +33,7 @@ def _vqvae(config: VQVAERun) -> dict[str, Any]:
         "data": Path(config.data.data).name,
         "classes": ", ".join(config.class_names) or "none",
         "images": f"{model.channels} x {model.height} x {model.width}",
-        "codes": f"{model.code_height} x {model.code_width}, each one of {model.num_codes}",
+        "codes": codes_in_words(model),
         "training": f"{training.steps:,} steps of {training.batch_size} images, seed {training.seed}",
     }
 

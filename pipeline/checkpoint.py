@@ -24,7 +24,7 @@ from pipeline.storage import (
     write_manifest,
 )
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"  # of the finished model
 IN_PROGRESS = "training.json"  # the same of the run that is, or was, training here

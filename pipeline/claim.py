@@ -26,7 +26,7 @@ _FORBID = ConfigDict(extra="forbid")
 class Request:
     """request.json of a folder of samples: all that decides what its images are, and how they are laid out."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     kind: Literal["samples"] = "samples"
     vqvae_sha256: str
     prior_sha256: str

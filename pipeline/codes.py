@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.data import ImageSet, Split
 from pipeline.errors import CheckpointError
 from pipeline.storage import atomic_folder, load_metadata, load_tensors, save_tensors, verify
-from stage1_vqvae import VQVAE, Codes
+from stage1_vqvae import VQVAE, Codes, VQVAEConfig
 
 BATCH = 256  # images encoded or decoded at a time
 
@@ -41,7 +41,7 @@ def encode_images(
     parts = [_encode(model, images[chosen], flip) for chosen in _batches(mine)]
     levels = [torch.cat(level) for level in zip(*parts, strict=True)]
     whole = [accelerator.gather(level.to(accelerator.device)) if shares > 1 else level for level in levels]
-    dtype = code_dtype(model.config.num_codes)
+    dtype = code_dtype(model.config)
     return tuple(level[: len(indices)].to("cpu", dtype) for level in whole)
 
 
@@ -55,9 +55,11 @@ def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:
     return (indices[start : start + BATCH] for start in range(0, len(indices), BATCH))
 
 
-def code_dtype(num_codes: int) -> torch.dtype:
-    """int16 where every code fits, else int32."""
-    return torch.int16 if num_codes <= 2**15 else torch.int32
+def code_dtype(config: VQVAEConfig) -> torch.dtype:
+    """int16 where every code fits, else int32; float32 where codes are numbers."""
+    if not config.is_discrete:
+        return torch.float32
+    return torch.int16 if config.num_codes <= 2**15 else torch.int32
 
 
 def extract(

@@ -24,7 +24,8 @@ from pipeline.run import (
     PriorRun,
     RunFolder,
     VQVAERun,
-    check_prior_is_finished,
+    check_drawable,
+    codes_in_words,
     find_run,
     load_prior,
     load_vqvae,
@@ -68,8 +69,8 @@ def train_prior(run: Path | None, options: dict[str, Any]) -> None:
 def sample(run: Path | None, label: str | None, device: str | None, out: Path | None, options: dict[str, Any]) -> None:
     """New images."""
     config, warp, files = build([SampleConfig, Warp, FileConfig], options, {})
-    folder = find_run(run, "prior")
-    check_prior_is_finished(folder)
+    folder = find_run(run, "samples")
+    check_drawable(folder)
     _reporter().say(_what_is_drawn(folder, config, warp, files, label))
     drawn = generate_files(folder.path, label=label, device=device, out=out, reporter=_reporter(), **options)
     there = drawn.n - drawn.new
@@ -78,14 +79,15 @@ def sample(run: Path | None, label: str | None, device: str | None, out: Path | 
 
 
 def _what_is_drawn(folder: RunFolder, config: SampleConfig, warp: Warp, files: FileConfig, label: str | None) -> str:
-    vqvae, prior = read_config(folder.vqvae, VQVAERun).model, read_config(folder.prior, PriorRun)
-    classes = "none" if not prior.class_names else label or f"{len(prior.class_names)} as in the training data"
+    vqvae = read_config(folder.vqvae, VQVAERun).model
+    names = read_config(folder.prior, PriorRun).class_names if vqvae.is_discrete else ()
+    classes = "none" if not names else label or f"{len(names)} as in the training data"
     sharpened = ", ".join(f"{name} {value}" for name, value in asdict(warp).items() if value is not None)
     return table(
         [
             ("task", f"draw {config.n:,} images as {files.format}, seed {config.seed}, {sharpened}"),
             ("run", str(folder.path)),
-            ("codes", f"{prior.model.height} x {prior.model.width}, each one of {prior.model.num_codes}"),
+            ("codes", codes_in_words(vqvae)),
             ("images", f"{vqvae.channels} x {vqvae.height} x {vqvae.width}"),
             ("classes", classes),
         ]
@@ -119,7 +121,7 @@ def encode(data: str, run: Path | None, out: Path) -> None:
     images = _images_like(model.vqvae.config, data)
     _announce(model, f"encode {len(images.images):,} images of {data}")
     codes = model.encode(torch.from_numpy(images.images.copy()), _reporter())
-    dtype = code_dtype(model.vqvae.config.model.num_codes)
+    dtype = code_dtype(model.vqvae.config.model)
     labels = None if images.labels is None else torch.from_numpy(images.labels)
     out.parent.mkdir(parents=True, exist_ok=True)
     maps = CodeMaps(tuple(level.to(dtype) for level in codes), labels)
@@ -176,7 +178,7 @@ def _describe_vqvae(folder: RunFolder) -> list[tuple[str, str]]:
         ),
         ("  data", f"{loaded.config.data.data}, {len(loaded.config.class_names)} classes"),
         ("  images", f"{model.channels} x {model.height} x {model.width}"),
-        ("  codes", f"{model.code_height} x {model.code_width}, each one of {model.num_codes}"),
+        ("  codes", codes_in_words(model)),
         ("  held out", _values(read_json(folder.vqvae / EVALUATION))),
     ]
 
@@ -200,10 +202,9 @@ def _describe_prior(folder: RunFolder) -> list[tuple[str, str]]:
 
 def _announce(model: Model, task: str) -> None:
     config = model.vqvae.config.model
-    shapes = (
-        f"{config.channels} x {config.height} x {config.width} <-> {config.code_height} x {config.code_width} codes"
-    )
-    _reporter().say(table([("task", task), ("device", str(model.device)), ("images", shapes)]))
+    images = f"{config.channels} x {config.height} x {config.width}"
+    facts = [("task", task), ("device", str(model.device)), ("images", images), ("codes", codes_in_words(config))]
+    _reporter().say(table(facts))
 
 
 def _load_stage1(run: Path | None) -> Model:

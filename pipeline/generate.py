@@ -15,12 +15,13 @@ from pydantic.dataclasses import dataclass
 
 from pipeline import processes
 from pipeline.claim import Claim, Request
+from pipeline.drawers import Drawer
 from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
-from pipeline.model import Drawer, Model, class_number, load
+from pipeline.model import Model, load
 from pipeline.options import build
 from pipeline.reporting import Reporter, Silent
-from pipeline.run import RunFolder, check_prior_is_finished, find_run
+from pipeline.run import RunFolder, check_drawable, find_run
 from pipeline.samples import (
     GRID_IMAGES,
     Format,
@@ -77,7 +78,7 @@ def generate(
     precision: Literal["float32", "float64"] = "float32",
     reporter: Reporter | None = None,
 ) -> Samples:
-    """Draw n new images from a run (by default the newest that has a prior).
+    """Draw n new images from a run (by default the newest that there is something to draw from).
 
     Image i depends on the run, the seed, i and the class alone: not on n, the batch size or the number of
     processes, among which the work is shared when launched by accelerate. Without `label`, classes are drawn in the
@@ -86,7 +87,7 @@ def generate(
     sizes = {"n": n, "seed": seed, "batch_size": batch_size, "precision": precision}
     warping = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     config, warp = build([SampleConfig, Warp], {**sizes, **warping}, {})
-    folder = find_run(run, "prior")
+    folder = find_run(run, "samples")
     accelerator = processes.start()
     model = load(folder.path, device=device or accelerator.device, precision=config.precision)
     drawing: dict[str, Any] = {"seed": config.seed, "label": label, "batch_size": config.batch_size, "warp": warp}
@@ -118,8 +119,8 @@ def generate_files(
     folder holds anything else, CheckpointError, and InterruptedRunError on a signal.
     """
     config, warp, files = build([SampleConfig, Warp, FileConfig], options, {})
-    folder = find_run(run, "prior")
-    check_prior_is_finished(folder)
+    folder = find_run(run, "samples")
+    check_drawable(folder)
     accelerator = processes.start()
     model = load(folder.path, device=device or accelerator.device, precision=config.precision)
     drawer = model.drawer(seed=config.seed, label=label, warp=warp)
@@ -134,12 +135,11 @@ def generate_files(
 
 
 def _request(model: Model, drawer: Drawer, config: SampleConfig, files: FileConfig) -> Request:
-    names = drawer.prior.config.class_names
     return Request(
         vqvae_sha256=model.vqvae.sha256,
-        prior_sha256=drawer.prior.sha256,
+        prior_sha256=drawer.prior_sha256,
         seed=config.seed,
-        label=None if drawer.label is None else names[class_number(drawer.label, names)],
+        label=drawer.class_name,
         **asdict(drawer.warp),
         precision=config.precision,
         format=files.format,

@@ -11,7 +11,7 @@ from pipeline.randomness import batch_places
 from pipeline.training import Trainer, own_random_numbers
 from stage2_prior import Prior
 
-_MOST_DRAWN = 256  # images: products are large enough, more of them gain nothing
+MOST_DRAWN = 256  # images: products are large enough, more of them gain nothing
 _SHARE = 4  # a part of the free memory is enough for drawing
 _COPIES = 12  # of an image: in float32 while it is decoded, then in bytes while it waits to be written
 _PROBE = 2  # images of the forward pass whose saved tensors are counted
@@ -47,7 +47,7 @@ def _saved_bytes(trainer: Trainer) -> int:
 def sampling_batch(prior: Prior, device: torch.device, wanted: int, pixels: int) -> int:
     """How many of the wanted images, of so many bytes, to draw at a time: as the free memory allows, 256 at most."""
     bytes_an_image = prior.stepper(2).memory() - prior.stepper(1).memory() + _COPIES * pixels
-    return max(1, min(wanted, _MOST_DRAWN, _free_bytes(device) // _SHARE // bytes_an_image))
+    return max(1, min(wanted, MOST_DRAWN, _free_bytes(device) // _SHARE // bytes_an_image))
 
 
 def _free_bytes(device: torch.device) -> int:

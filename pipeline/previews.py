@@ -7,7 +7,7 @@ import torch
 
 from pipeline import images as pictures
 from pipeline.data import ImageSet, Split
-from pipeline.model import draw_codes
+from pipeline.drawers import draw_codes
 from pipeline.run import PriorRun
 from stage1_vqvae import VQVAE
 from stage2_prior import Noise, Prior, Warp

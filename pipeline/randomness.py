@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     CODEBOOK = 4
     WEIGHTS = 5
     LABELS = 6
+    LATENTS = 7
 
 
 def number(seed: int, purpose: Purpose, *index: int) -> int:

@@ -20,6 +20,8 @@ from stage2_prior import PixelCNN, PixelCNNConfig, Prior, PriorTask
 RUNS = Path("runs")
 SPLIT = "split.safetensors"
 
+DRAWN_FROM_NORMAL = ("gaussian", "mmd")  # continuous bottlenecks that hold codes to N(0, I)
+
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -27,7 +29,7 @@ _FORBID = ConfigDict(extra="forbid")
 class VQVAERun:
     """config.json of stage 1."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     kind: Literal["vqvae"] = "vqvae"
     model: VQVAEConfig
     training: TrainingConfig
@@ -40,7 +42,7 @@ class VQVAERun:
 class PriorRun:
     """config.json of stage 2, with the hash of the stage-1 weights that its codes mean something to."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     kind: Literal["prior"] = "prior"
     model: PixelCNNConfig
     training: TrainingConfig
@@ -97,6 +99,14 @@ def as_json(config: VQVAERun | PriorRun) -> dict[str, Any]:
     return asdict(config)
 
 
+def codes_in_words(config: VQVAEConfig) -> str:
+    """The codes of an image: how many, and of what kind."""
+    grids = " + ".join(f"{rows} x {columns}" for rows, columns in config.grids)
+    if not config.is_discrete:
+        return f"{grids}, each {config.code_dim} numbers ({config.bottleneck})"
+    return f"{grids}, each one of {config.num_codes} ({config.bottleneck})"
+
+
 class LoadedVQVAE(NamedTuple):
     """Stage 1, ready for use, its configuration, and the hash of its weights."""
 
@@ -138,6 +148,31 @@ def _ready(module: Network, device: torch.device | str) -> Network:
     return module.to(torch.device(device)).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
+def check_latents(config: VQVAERun) -> None:
+    """Raise UsageError unless a continuous bottleneck held its codes to a distribution."""
+    if config.model.bottleneck not in DRAWN_FROM_NORMAL:
+        raise UsageError(
+            "there is nothing to draw from: with --bottleneck none nothing says how codes are distributed; train with "
+            "gaussian or mmd, or with vq and a prior"
+        )
+
+
+def check_drawable(run: RunFolder) -> None:
+    """Raise UsageError or CheckpointError unless images can be drawn from a run."""
+    if is_finished(run.vqvae) and not read_config(run.vqvae, VQVAERun).model.is_discrete:
+        check_latents(read_config(run.vqvae, VQVAERun))
+    else:
+        check_prior_is_finished(run)
+
+
+def _can_be_drawn(run: RunFolder) -> bool:
+    try:
+        check_drawable(run)
+    except (UsageError, CheckpointError):
+        return False
+    return True
+
+
 def check_prior_is_finished(run: RunFolder) -> None:
     """Raise CheckpointError unless a run has a prior to draw from."""
     if not is_finished(run.prior):
@@ -153,16 +188,28 @@ def check_belongs(run: RunFolder, prior: PriorRun, vqvae_sha256: str) -> None:
         )
 
 
-def find_run(run: str | Path | None, stage: Literal["vqvae", "prior"]) -> RunFolder:
-    """The named run, or the newest under runs/ that has this stage finished. Raises UsageError, CheckpointError."""
+def find_run(run: str | Path | None, wanted: Literal["vqvae", "samples"]) -> RunFolder:
+    """The named run, or the newest under runs/ that has a stage 1, or can be drawn from.
+
+    Raises UsageError, CheckpointError.
+    """
     if run is not None:
         folder = RunFolder(Path(run))
         if not folder.path.is_dir():
             raise CheckpointError(f"there is no run folder {run}")
         return folder
-    finished = [f for f in map(RunFolder, RUNS.glob("*")) if is_finished(getattr(f, stage))]
-    if not finished:
+    folders = [folder for folder in map(RunFolder, RUNS.glob("*")) if is_finished(folder.vqvae)]
+    if wanted == "samples":
+        folders = [folder for folder in folders if _can_be_drawn(folder)]
+    if not folders:
+        missing = "vqvae" if wanted == "vqvae" else "prior"
         raise UsageError(
-            f"no finished {stage} under {RUNS.resolve()}; train one with `gen train-{stage}`, or name a run"
+            f"no finished {missing} under {RUNS.resolve()}; train one with `gen train-{missing}`, or name a run"
         )
-    return max(finished, key=lambda f: (getattr(f, stage) / WEIGHTS).stat().st_mtime)
+    return max(folders, key=lambda folder: _changed(folder, wanted))
+
+
+def _changed(run: RunFolder, wanted: Literal["vqvae", "samples"]) -> float:
+    """When what is wanted of a run was finished."""
+    stage = run.prior if wanted == "samples" and is_finished(run.prior) else run.vqvae
+    return (stage / WEIGHTS).stat().st_mtime

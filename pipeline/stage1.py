@@ -37,7 +37,7 @@ from pipeline.launch import (
 )
 from pipeline.options import build, flatten
 from pipeline.reporting import Reporter, Silent
-from pipeline.run import RUNS, SPLIT, RunFolder, VQVAERun
+from pipeline.run import RUNS, SPLIT, RunFolder, VQVAERun, codes_in_words
 from pipeline.settings import TrainingConfig
 from pipeline.storage import save_tensors
 from pipeline.training import Trainer
@@ -142,7 +142,7 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
         accelerator=launch.accelerator,
         folder=run.vqvae,
         reporter=launch.reporter,
-        metric="nmse",
+        metric=task.kept_by,
         preview=preview,
     )
     return carry_out(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
@@ -158,7 +158,7 @@ def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[
             f"{settings.data.data}: {len(parts.train):,} images, {len(parts.held_out):,} more held out{classes}",
         ),
         ("images", f"{model.channels} x {model.height} x {model.width}"),
-        ("codes", f"{model.code_height} x {model.code_width}, each one of {model.num_codes}"),
+        ("codes", codes_in_words(model)),
     ]
 
 

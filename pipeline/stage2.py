@@ -29,6 +29,7 @@ from pipeline.launch import (
 from pipeline.options import build
 from pipeline.reporting import Reporter, Silent
 from pipeline.run import (
+    DRAWN_FROM_NORMAL,
     SPLIT,
     LoadedVQVAE,
     PriorRun,
@@ -85,6 +86,7 @@ def train_prior(
         build(CONFIGS, new, {})  # report all bad options before any work
     _copy_stage1(source, folder, launch)
     vqvae = load_vqvae(folder, launch.accelerator.device)
+    _check_one_level_of_integers(folder, vqvae)
     if not saved and not force:
         _check_codebook(folder, vqvae)
     if saved:
@@ -93,6 +95,22 @@ def train_prior(
     maps = _code_maps(folder, vqvae, data, images, targets, launch)
     settings = saved or _new_run(new, vqvae, maps["train"], launch)
     return _train(launch, folder, settings, vqvae, maps)
+
+
+def _check_one_level_of_integers(folder: RunFolder, vqvae: LoadedVQVAE) -> None:
+    """Raise UsageError for codes that no prior can be trained on."""
+    model = vqvae.config.model
+    if not model.is_discrete:
+        draw = f"; `gen sample {folder.path}` draws from N(0, I)" if model.bottleneck in DRAWN_FROM_NORMAL else ""
+        raise UsageError(
+            f"the codes of {folder.vqvae} are numbers (--bottleneck {model.bottleneck}), and a prior needs integers: "
+            f"train stage 1 with vq, gumbel or fsq{draw}"
+        )
+    if model.levels > 1:
+        raise UsageError(
+            f"{folder.vqvae} has {model.levels} levels of codes, and priors over more than 1 are not built yet; `gen "
+            "encode`, `gen decode` and `gen reconstruct` take them all"
+        )
 
 
 def _check_codebook(folder: RunFolder, vqvae: LoadedVQVAE) -> None:

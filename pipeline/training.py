@@ -43,7 +43,7 @@ class Statistics(Protocol):
 class Task(Protocol):
     """What a stage gives the loop; also an nn.Module, whose `forward(batch, progress)` runs under DDP.
 
-    `forward` returns an object with `loss`, `metrics` and `statistics` (or None).
+    `forward` returns an object with `loss`, `metrics` and `statistics`, as many in every step.
     """
 
     @property
@@ -67,14 +67,15 @@ class StepResult(NamedTuple):
     """The metrics of one micro-batch or step, and what its task wants to be told of in `update`."""
 
     metrics: dict[str, Tensor]
-    statistics: Statistics | None
+    statistics: Sequence[Statistics]
 
 
 @dataclass
 class Trainer:
     """A training run of one network.
 
-    `metric` names the held-out value whose lowest wins; `preview` is called after each evaluation on every process.
+    `metric` names the held-out value whose lowest wins, or is None and the latest does; `preview` is called after each
+    evaluation on every process.
     """
 
     task: Any
@@ -83,7 +84,7 @@ class Trainer:
     accelerator: Accelerator
     folder: Path
     reporter: Reporter
-    metric: str
+    metric: str | None
     preview: Callable[[nn.Module], None]
 
     def __post_init__(self) -> None:
@@ -191,11 +192,11 @@ class Trainer:
             results.append(StepResult({"loss": output.loss.detach(), **output.metrics}, output.statistics))
         return _join(results)
 
-    def _over_processes(self, statistics: Statistics | None) -> Statistics | None:
-        if statistics is None or self.accelerator.num_processes == 1:
-            return statistics
-        sums = self.accelerator.reduce(statistics.sums, "sum")
-        return statistics._replace(sums=sums, samples=self.accelerator.gather(statistics.samples))
+    def _over_processes(self, statistics: Sequence[Statistics]) -> list[Statistics]:
+        if self.accelerator.num_processes == 1:
+            return list(statistics)
+        reduce, gather = self.accelerator.reduce, self.accelerator.gather
+        return [own._replace(sums=reduce(own.sums, "sum"), samples=gather(own.samples)) for own in statistics]
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -214,7 +215,7 @@ class Trainer:
         result, progress = self.evaluate(), self.state.progress
         log.line({f"held_out_{name}": value for name, value in result.items()})
         self.reporter.say(f"step {progress.step:,}, held out: " + _values(result))
-        if not progress.best or result[self.metric] < progress.best[self.metric]:
+        if not progress.best or self.metric is None or result[self.metric] < progress.best[self.metric]:
             progress.best, progress.best_step = result, progress.step
             if self.accelerator.is_main_process:
                 save_best(self.checkpoints, self.state)
@@ -249,12 +250,12 @@ def _stopped(progress: Progress) -> str:
 
 def _join(results: list[StepResult]) -> StepResult:
     metrics = {name: torch.stack([r.metrics[name] for r in results]).mean() for name in results[0].metrics}
-    parts = [r.statistics for r in results if r.statistics is not None]
-    if not parts:
-        return StepResult(metrics, None)
+    return StepResult(metrics, [_add_up(parts) for parts in zip(*(r.statistics for r in results), strict=True)])
+
+
+def _add_up(parts: Sequence[Statistics]) -> Statistics:
     sums = torch.stack([part.sums for part in parts]).sum(0)
-    samples = torch.cat([part.samples for part in parts])
-    return StepResult(metrics, parts[0]._replace(sums=sums, samples=samples))
+    return parts[0]._replace(sums=sums, samples=torch.cat([part.samples for part in parts]))
 
 
 def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:

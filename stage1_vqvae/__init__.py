@@ -1,6 +1,7 @@
 """Stage 1: learn a codebook; turn images into small maps of integers and back."""
 
 from stage1_vqvae.config import VQVAEConfig
-from stage1_vqvae.model import VQVAE, Codes, VQVAEError, VQVAEOutput
+from stage1_vqvae.levels import Codes
+from stage1_vqvae.model import VQVAE, VQVAEError, VQVAEOutput
 
 __all__ = ["VQVAE", "Codes", "VQVAEConfig", "VQVAEError", "VQVAEOutput"]

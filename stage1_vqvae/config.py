@@ -27,18 +27,44 @@ class VQVAEConfig:
     halvings: int = Field(
         default=2, ge=1, le=8, description="Strided convolutions: codes are 2^halvings times smaller."
     )
-    bottleneck: Literal["vq", "gumbel", "fsq"] = Field(
+    bottleneck: Literal["vq", "gumbel", "fsq", "gaussian", "mmd", "none"] = Field(
         default="vq",
-        description="How codes are made: vq, the nearest vector of a codebook; gumbel, a categorical variable relaxed "
-        "by Gumbel-softmax (dVAE); fsq, channels rounded to a few levels.",
+        description="What makes codes. Discrete: vq, the nearest vector of a codebook; gumbel, a categorical variable "
+        "relaxed by Gumbel-softmax (dVAE); fsq, channels rounded to a few levels. Continuous, without a stage 2: "
+        "gaussian (VAE), mmd (Wasserstein autoencoder), none (autoencoder).",
     )
     num_codes: int = Field(default=512, ge=2, description="Codes in the codebook, K; for fsq a product of 2 to 8.")
-    code_dim: int = Field(default=8, ge=1, description="Dimension of a code vector; 4 to 16 keeps all codes in use.")
-    codebook_rule: Literal["ema", "gradient"] = Field(
-        default="ema",
-        description="How codes follow the encoder: moving averages, or the paper's codebook loss.",
+    code_dim: int = Field(
+        default=8,
+        ge=1,
+        description="Dimension of a code vector (4 to 16 keeps all codes in use), or numbers a position.",
     )
-    kl_weight: float = Field(default=1e-3, ge=0, description="Of the KL term of gumbel, in nats a code.")
+    codebook_rule: Literal["ema", "gradient", "simvq"] = Field(
+        default="ema",
+        description="How codes follow the encoder: moving averages; the paper's codebook loss; or simvq, that loss on "
+        "one linear map of all codes.",
+    )
+    unit_codes: bool = Field(default=False, description="Scale codes of vq and encoder outputs to length 1.")
+    levels: int = Field(default=1, ge=1, le=8, description="Levels of codes, of as many codes each.")
+    level_kind: Literal["hierarchical", "residual"] = Field(
+        default="hierarchical",
+        description="Levels on grids halved once more each, coarse ones conditioning fine ones (VQ-VAE-2); or on one "
+        "grid, each coding what the ones before left over.",
+    )
+    likelihood: Literal["mse", "gaussian", "discretized-logistic"] = Field(
+        default="mse",
+        description="Reconstruction loss: squared error over the data's variance, or a likelihood of pixels with a "
+        "learned scale, which gives bits/dim.",
+    )
+    kl_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="Of the KL term of gumbel and gaussian [default: 1 with a likelihood, which makes a bound; else "
+        "0.03, what a likelihood of an error of 0.015 amounts to].",
+    )
+    mmd_weight: float = Field(default=1.0, ge=0, description="Of the discrepancy from N(0, I) of mmd.")
+    adversarial: bool = Field(default=False, description="Add a critic of patches, since squared error blurs.")
+    adversarial_weight: float = Field(default=0.02, gt=0, description="Of the critic's term.")
     commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss, beta.")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Decay of the moving averages of code statistics.")
     revival_threshold: float = Field(
@@ -56,20 +82,54 @@ class VQVAEConfig:
 
     @model_validator(mode="after")
     def _codes_tile_the_image(self) -> "VQVAEConfig":
-        stride = 2**self.halvings
+        stride = 2 ** (self.halvings + self._further_halvings)
         if self.height % stride or self.width % stride:
             fitting = f"{_round_up(self.height, stride)}x{_round_up(self.width, stride)}"
+            needed = "2^(halvings + levels - 1)" if self._further_halvings else "2^halvings"
             raise ValueError(
-                f"an image of {self.height}x{self.width} pixels is not divisible by 2^halvings = {stride}; "
-                f"choose --image-size {fitting}, or fewer --halvings"
+                f"an image of {self.height}x{self.width} pixels is not divisible by {needed} = {stride}; "
+                f"choose --image-size {fitting}, or fewer --halvings or --levels"
             )
         return self
 
     @model_validator(mode="after")
-    def _levels_exist(self) -> "VQVAEConfig":
+    def _fits_together(self) -> "VQVAEConfig":
+        problems = []
         if self.bottleneck == "fsq" and not self.fsq_levels:
-            raise ValueError(f"--num-codes {self.num_codes} is no product of 2 to 8, as fsq needs; 512 is, or 1000")
+            problems.append(f"--num-codes {self.num_codes} is no product of 2 to 8, as fsq needs; 512 is, or 1000")
+        if self.levels > 1 and not self.is_discrete:
+            problems.append(f"--levels {self.levels} needs a discrete bottleneck, and {self.bottleneck} is continuous")
+        if self.levels > 1 and self.level_kind == "residual" and self.unit_codes:
+            problems.append("--unit-codes cannot code what other levels left over; choose --level-kind hierarchical")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether codes are integers, as stage 2 needs."""
+        return self.bottleneck in ("vq", "gumbel", "fsq")
+
+    @property
+    def values(self) -> int:
+        """Numbers in an image."""
+        return self.channels * self.height * self.width
+
+    @property
+    def kl_scale(self) -> float:
+        """The weight of the KL term where none was asked for."""
+        return (0.03 if self.likelihood == "mse" else 1.0) if self.kl_weight is None else self.kl_weight
+
+    @property
+    def _further_halvings(self) -> int:
+        return self.levels - 1 if self.level_kind == "hierarchical" else 0
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of each level of codes, coarsest first."""
+        strides = [2 ** (self.halvings + further) for further in range(self._further_halvings, -1, -1)]
+        shapes = tuple((self.height // stride, self.width // stride) for stride in strides)
+        return shapes if self.level_kind == "hierarchical" else shapes * self.levels
 
     @property
     def fsq_levels(self) -> tuple[int, ...]:
@@ -82,16 +142,6 @@ class VQVAEConfig:
             factors.append(factor)
             rest //= factor
         return tuple(factors)
-
-    @property
-    def code_height(self) -> int:
-        """Rows of a code map."""
-        return self.height // 2**self.halvings
-
-    @property
-    def code_width(self) -> int:
-        """Columns of a code map."""
-        return self.width // 2**self.halvings
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -4,21 +4,23 @@ This package knows no file, no argument and no process: the loop that trains it 
 micro-batches and processes, and hands them back to `update`.
 """
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_vqvae.bottlenecks import BOTTLENECKS, Bottleneck, Reset, Statistics
+from stage1_vqvae.bottlenecks import Bottleneck, Reset, Statistics
+from stage1_vqvae.bottlenecks.base import BottleneckOutput
 from stage1_vqvae.bottlenecks.codebook import perplexity
 from stage1_vqvae.config import VQVAEConfig
+from stage1_vqvae.critic import Critic, heard
+from stage1_vqvae.levels import Codes, Levels
+from stage1_vqvae.loss import Likelihood, reconstruction_loss
 from stage1_vqvae.networks import Decoder, Encoder
-
-Codes = tuple[Tensor, ...]  # one integer tensor (n, height, width) a level, coarsest first
 
 
 class VQVAEError(ValueError):
@@ -26,21 +28,21 @@ class VQVAEError(ValueError):
 
 
 class VQVAEOutput(NamedTuple):
-    """One forward pass. `loss` carries the gradient; `metrics` are detached scalars."""
+    """One forward pass. `loss` carries the gradient; `metrics` are detached scalars; `statistics` are the levels'."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
-    statistics: Statistics | None
+    statistics: tuple[Statistics, ...]
     reconstruction: Float[Tensor, "n c h w"]
     codes: Codes
 
 
 class VQVAE(nn.Module):
-    """Encoder, bottleneck and decoder (van den Oord et al. 2017).
+    """Encoder, levels of codes and decoder (van den Oord et al. 2017).
 
     Images are uint8 (n, channels, height, width) on both sides; the normalisation to [-1/2, 1/2] is inside.
-    `data_variance` is the global variance of the training pixels on [0, 1]; it scales the reconstruction loss, so
-    that a loss of 1 is what predicting one constant grey for all pixels costs.
+    `data_variance` is the global variance of the training pixels on [0, 1]; it scales the squared error, so that 1 is
+    what predicting one constant grey for all pixels costs.
     """
 
     data_variance: Tensor
@@ -50,89 +52,124 @@ class VQVAE(nn.Module):
         self.config = config
         self.register_buffer("data_variance", torch.tensor(data_variance, dtype=torch.float32))
         self.encoder = Encoder(config)
-        self.bottleneck: Bottleneck = BOTTLENECKS[config.bottleneck](config)
-        self.to_code_dim = nn.Conv2d(config.hidden, self.bottleneck.inputs, 1)
-        self.decoder = Decoder(config, self.bottleneck.outputs)
+        self.levels = Levels(config)
+        self.decoder = Decoder(config, self.levels.outputs)
+        self.reconstruction_loss = reconstruction_loss(config, data_variance)
+        self.critic = Critic(config) if config.adversarial else None
 
     def forward(self, images: UInt8[Tensor, "n c h w"], progress: float = 0.0) -> VQVAEOutput:
-        """The loss of equation 3 with its reconstruction term as MSE / data variance.
+        """The reconstruction loss, the bottlenecks' own terms (equation 3), and in training the critic's.
 
-        `progress` is step / total steps, for schedules of the bottleneck.
+        `progress` is step / total steps, for schedules.
         """
         target = self._normalise(images)
-        bottleneck = self.bottleneck(self.to_code_dim(self.encoder(target)), progress)
-        reconstruction = self.decoder(bottleneck.quantised).float()
-        nmse = F.mse_loss(reconstruction, target.float()) / self.data_variance
-        return VQVAEOutput(
-            loss=nmse + bottleneck.loss,
-            metrics={
-                "nmse": nmse.detach(),
-                "bottleneck_loss": bottleneck.loss.detach(),
-                "perplexity": perplexity(self._histogram(bottleneck.codes)),
-                **bottleneck.metrics,
-            },
-            statistics=bottleneck.statistics,
-            reconstruction=reconstruction,
-            codes=(bottleneck.codes,),
-        )
+        passed = self.levels(self.encoder(target), progress)
+        reconstruction, target = self.decoder(passed.decoded).float(), target.float()
+        nmse = F.mse_loss(reconstruction, target) / self.data_variance
+        own = torch.stack([level.loss for level in passed.levels]).sum()
+        loss = self.reconstruction_loss(reconstruction, target, nmse) + own
+        metrics = {"nmse": nmse.detach(), "bottleneck_loss": own.detach(), **self._metrics(passed.levels)}
+        if self.critic is not None and self.training:
+            judged = self.critic.losses(target, reconstruction)
+            loss = loss + judged.critic + self.config.adversarial_weight * heard(progress) * judged.decoder
+            metrics |= {"critic_loss": judged.critic.detach()}
+        statistics = tuple(level.statistics for level in passed.levels if level.statistics is not None)
+        return VQVAEOutput(loss, metrics, statistics, reconstruction, tuple(level.codes for level in passed.levels))
+
+    def _metrics(self, levels: tuple[BottleneckOutput, ...]) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        for number, level in enumerate(levels):
+            own = dict(level.metrics)
+            if level.statistics is not None:
+                own["perplexity"] = perplexity(level.statistics.sums[:, -1].double())
+            metrics |= {self.levels.name(name, number): value for name, value in own.items()}
+        return metrics
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "n c h w"]) -> Codes:
-        """Images to codes: one int64 tensor (n, code_height, code_width) a level, each 0 <= code < num_codes.
+        """Images to codes: one tensor a level, int64 (n, rows, columns) with 0 <= code < num_codes; of a continuous
+        bottleneck one of floats (n, code_dim, rows, columns).
 
         Raises VQVAEError when the images are not uint8 of the model's channels, height and width.
         """
         self._check_images(images)
-        return (self.bottleneck.encode(self.to_code_dim(self.encoder(self._normalise(images)))),)
+        return self.levels.encode(self.encoder(self._normalise(images)))
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> UInt8[Tensor, "n c h w"]:
-        """Codes to images. Raises VQVAEError when a code or the number of levels is out of range."""
+        """Codes to images. Of several levels the finest may be left out; they stand at their mean.
+
+        Raises VQVAEError when a code, a shape or the number of levels does not fit.
+        """
         self._check_codes(codes)
-        reconstruction = self.decoder(self.bottleneck.decode(codes[0].long()))
+        dtype = self.data_variance.dtype if not self.config.is_discrete else torch.int64
+        reconstruction = self.decoder(self.levels.decode(tuple(level.to(dtype) for level in codes)))
         return ((reconstruction.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
 
     @torch.no_grad()
     def initialise(self, batches: Sequence[UInt8[Tensor, "n c h w"]], generator: torch.Generator) -> None:
-        """Fit the codebook to the untrained encoder's outputs on a few batches of the training size."""
-        outputs = [self.to_code_dim(self.encoder(self._normalise(batch))) for batch in batches]
-        self.bottleneck.initialise([rearrange(z, "n dim h w -> (n h w) dim") for z in outputs], generator)
+        """Fit the codebooks to the untrained encoder's outputs on a few batches of the training size."""
+        self.levels.initialise([self.encoder(self._normalise(batch)) for batch in batches], generator)
 
-    def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
+    def update(self, statistics: Sequence[Statistics], progress: float, generator: torch.Generator) -> list[Reset]:
         """Once a step, after the optimizer, with the statistics of the whole batch. Returns replaced rows."""
-        return self.bottleneck.update(statistics, progress, generator)
+        levels = zip(self.levels.bottlenecks, statistics, strict=False)  # continuous ones have none
+        return [reset for level, own in levels for reset in cast(Bottleneck, level).update(own, progress, generator)]
 
     @property
     def undecayed(self) -> list[nn.Parameter]:
-        """Parameters that weight decay must leave alone: a learned codebook, whose scale the encoder sets."""
-        return list(self.bottleneck.parameters())
+        """Parameters that weight decay must leave alone: learned codebooks, whose scale the encoder sets; scales."""
+        return [*self.levels.bottlenecks.parameters(), *self.reconstruction_loss.parameters()]
+
+    @property
+    def kept_by(self) -> str | None:
+        """The held-out value by which the best weights are kept; None for the latest, where a term of the loss that
+        grows with training works against the error."""
+        regularised = self.critic is not None or self.config.bottleneck in ("gumbel", "gaussian", "mmd")
+        return None if regularised else "nmse"
 
     @torch.no_grad()
     def evaluate(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Tensor]:
         """Sums over a batch that add up over a whole split; `summarise` turns them into numbers."""
-        output = self(images)
-        error = (output.reconstruction - self._normalise(images).float()).double().square().sum()
-        histogram = self._histogram(output.codes[0])
-        return {"squared_error": error, "pixels": error.new_tensor(images.numel()), "histogram": histogram}
-
-    def _histogram(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "codes"]:
-        ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
-        return ones.new_zeros(self.config.num_codes).index_add_(0, codes.flatten(), ones)
+        target = self._normalise(images)
+        features = self.encoder(target)
+        decoded, sums = self.levels.measure(features)
+        error = (self.decoder(decoded).float() - target.float()).double().square().sum()
+        sums |= {"squared_error": error, "images": error.new_tensor(images.shape[0])}
+        if isinstance(self.reconstruction_loss, Likelihood):
+            noise = torch.Generator(images.device).manual_seed(0)
+            drawn = self.decoder(self.levels.sample(features, noise)).double()
+            sums["pixel_nats"] = self.reconstruction_loss.nats(drawn, images).sum()
+        return sums
 
     def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """NMSE, PSNR (dB) and the use and perplexity of the codes over the split that `sums` were added up over."""
-        mse = sums["squared_error"] / sums["pixels"]
-        histogram = sums["histogram"]
-        return {
+        """NMSE, PSNR (dB), the health of the codes over the split that `sums` were added up over, and bits.
+
+        `bits_an_image` is what codes cost under N(0, I) or, where they are integers, each as probable as any other;
+        `bits_per_dim` adds the pixels under a likelihood: a bound on what an image costs.
+        """
+        values = sums["images"] * self.config.values
+        mse = sums["squared_error"] / values
+        result = {
             "nmse": float(mse / self.data_variance.to(mse)),
             "psnr": float(-10 * mse.clamp(min=1e-12).log10()),
-            "code_use": float((histogram > 0).double().mean()),
-            "perplexity": float(perplexity(histogram)),
+            **self.levels.summarise(sums),
         }
+        if self.config.is_discrete:
+            result |= {self.levels.name("bits_an_image", i): bits for i, bits in enumerate(self.code_bits)}
+        bits = [value for name, value in result.items() if name.startswith("bits_an_image")]
+        if "pixel_nats" in sums and bits:
+            pixels = float(sums["pixel_nats"] / values) / math.log(2)
+            result["bits_per_dim"] = pixels + sum(bits) / self.config.values
+        return result
+
+    @property
+    def code_bits(self) -> tuple[float, ...]:
+        """Bits of an image's codes at each level, each code as probable as any other."""
+        return tuple(rows * columns * math.log2(self.config.num_codes) for rows, columns in self.config.grids)
 
     def _normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        dtype = self.to_code_dim.weight.dtype
-        return images.to(dtype).div(255).sub(0.5)
+        return images.to(self.data_variance.dtype).div(255).sub(0.5)
 
     def _check_images(self, images: Tensor) -> None:
         expected = (self.config.channels, self.config.height, self.config.width)
@@ -143,9 +180,13 @@ class VQVAE(nn.Module):
             )
 
     def _check_codes(self, codes: Codes) -> None:
-        if len(codes) != 1 or codes[0].ndim != 3:
-            raise VQVAEError(f"this model decodes 1 level of codes (n, height, width); got {[c.shape for c in codes]}")
-        if codes[0].numel() and not 0 <= int(codes[0].min()) <= int(codes[0].max()) < self.config.num_codes:
-            raise VQVAEError(
-                f"codes must lie in [0, {self.config.num_codes}); got {int(codes[0].min())} to {int(codes[0].max())}"
-            )
+        grids, first = self.config.grids, () if self.config.is_discrete else (self.config.code_dim,)
+        expected = [(*first, *grid) for grid in grids[: max(1, len(codes))]]
+        if [tuple(level.shape[1:]) for level in codes] != expected:
+            levels = " and ".join(f"(n, {', '.join(map(str, shape))})" for shape in expected)
+            most = f", or up to {len(grids)} levels" if len(grids) > len(codes) else ""
+            raise VQVAEError(f"this model decodes codes {levels}{most}; got {[tuple(level.shape) for level in codes]}")
+        bounds = [(int(level.min()), int(level.max())) for level in codes if level.numel() and self.config.is_discrete]
+        if any(not 0 <= least <= most < self.config.num_codes for least, most in bounds):
+            least, greatest = min(bound[0] for bound in bounds), max(bound[1] for bound in bounds)
+            raise VQVAEError(f"codes must lie in [0, {self.config.num_codes}); got {least} to {greatest}")

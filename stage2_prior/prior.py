@@ -29,7 +29,7 @@ class PriorOutput(NamedTuple):
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
-    statistics: None = None
+    statistics: tuple[()] = ()
 
 
 @runtime_checkable
@@ -107,7 +107,7 @@ class PriorTask(nn.Module):
     def initialise(self, batches: Sequence[CodeBatch], generator: torch.Generator) -> None:
         """A prior needs no data to start from."""
 
-    def update(self, statistics: None, progress: float, generator: torch.Generator) -> list[None]:
+    def update(self, statistics: Sequence[object], progress: float, generator: torch.Generator) -> list[None]:
         """A prior has no state besides its weights."""
         return []
 

@@ -13,12 +13,22 @@ from torch.nn import functional as F
 
 from pipeline import generate, train_prior, train_vqvae
 from stage1_vqvae import VQVAE, VQVAEConfig
-from stage1_vqvae.bottlenecks import BOTTLENECKS, FiniteScalarQuantizer, GumbelQuantizer
+from stage1_vqvae.bottlenecks import (
+    BOTTLENECKS,
+    DiscreteBottleneck,
+    FiniteScalarQuantizer,
+    GumbelQuantizer,
+    Statistics,
+    VectorQuantizer,
+)
 from stage1_vqvae.bottlenecks.gumbel import FINAL_TEMPERATURE, kl_to_uniform, temperature
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
 
-Name = Literal["vq", "gumbel", "fsq"]
+Name = Literal["vq", "gumbel", "fsq", "gaussian", "mmd", "none"]
 every_bottleneck = pytest.mark.parametrize("name", list(BOTTLENECKS))
+every_discrete_one = pytest.mark.parametrize("name", ["vq", "gumbel", "fsq"])
+
+GENERATOR = torch.Generator().manual_seed(0)
 
 
 def config(name: Name, num_codes: int = 12, **options: Any) -> VQVAEConfig:
@@ -94,7 +104,7 @@ def test_the_temperature_falls_from_one_to_a_sixteenth() -> None:
 
 def test_the_kl_term_warms_up_from_nothing() -> None:
     layer, logits = GumbelQuantizer(config("gumbel", kl_weight=0.5)), torch.randn(2, 12, 3, 4)
-    kl = float(kl_to_uniform(logits).mean())
+    kl = float(kl_to_uniform(logits).sum((1, 2)).mean()) / 64  # nats an image, shared out over its values
     assert [float(layer(logits, progress).loss.detach()) for progress in (0.0, 0.05, 0.1, 1.0)] == pytest.approx(
         [0, 0.25 * kl, 0.5 * kl, 0.5 * kl]
     )
@@ -124,7 +134,8 @@ def test_what_is_decoded_is_what_the_decoder_saw(name: Name) -> None:
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     output = model(images, 1.0)
     assert torch.equal(model.encode(images)[0], output.codes[0])
-    assert int(output.codes[0].min()) >= 0 and int(output.codes[0].max()) < 12
+    if model.config.is_discrete:
+        assert int(output.codes[0].min()) >= 0 and int(output.codes[0].max()) < 12
     reconstructed = ((output.reconstruction + 0.5) * 255).round().clamp(0, 255).byte()
     assert (model.decode(output.codes).int() - reconstructed.int()).abs().max() <= 1
 
@@ -132,12 +143,15 @@ def test_what_is_decoded_is_what_the_decoder_saw(name: Name) -> None:
 @every_bottleneck
 def test_autocast_changes_no_code(name: Name) -> None:
     layer = BOTTLENECKS[name](config(name)).eval()
+    torch.manual_seed(0)
     outputs = torch.randn(4, layer.inputs, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(1)
         low, codes = layer(outputs, 0.5), layer.encode(outputs)
+    torch.manual_seed(1)
     high = layer(outputs, 0.5)
     assert torch.equal(low.codes, high.codes) and torch.equal(codes, high.codes)
-    assert torch.equal(low.quantised, high.quantised)
+    assert torch.equal(low.quantised, high.quantised) and torch.equal(low.loss, high.loss)
 
 
 @every_bottleneck
@@ -147,10 +161,72 @@ def test_the_loss_reaches_every_weight(name: Name) -> None:
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters())
 
 
-@every_bottleneck
-def test_each_bottleneck_feeds_stage_two(tmp_path: Path, name: Name) -> None:
+@every_discrete_one
+def test_each_discrete_bottleneck_feeds_stage_two(tmp_path: Path, name: Name) -> None:
     images, targets = shapes()
     train_vqvae(out="run", images=images, targets=targets, **{**TINY_VQVAE, "bottleneck": name, "steps": 4})
     train_prior("run", images=images, targets=targets, force=True, **{**TINY_PRIOR, "steps": 4})
     samples = generate("run", 3)
     assert samples.images.shape == (3, 1, 8, 12) and int(samples.codes[0].max()) < 12
+
+
+@every_discrete_one
+def test_the_mean_vector_is_that_of_the_codes_in_use(name: Name) -> None:
+    layer = BOTTLENECKS[name](config(name))
+    assert isinstance(layer, DiscreteBottleneck)
+    counts = torch.rand(12, 1)
+    layer.update(Statistics(torch.cat([torch.zeros(12, layer.outputs), counts], 1), torch.zeros(0, 3)), 1.0, GENERATOR)
+    use = 0.99 * np.ones(12) + 0.01 * counts[:, 0].numpy()
+    vectors = layer.decode(torch.arange(12).reshape(1, 12, 1))[0, :, :, 0].detach().double().numpy()
+    np.testing.assert_allclose(layer.mean_vector().numpy(), vectors @ use / use.sum(), rtol=1e-5, atol=1e-6)
+
+
+@every_discrete_one
+def test_health_of_codes_is_that_of_their_histogram(name: Name) -> None:
+    model = VQVAE(config(name, hidden=8, residual_channels=4)).eval()
+    images = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)
+    health = model.summarise(model.evaluate(images))
+    frequencies = np.bincount(model.encode(images)[0].numpy().ravel(), minlength=12) / (9 * 4)
+    entropy = -sum(p * np.log(p) for p in frequencies if p)
+    assert health["entropy"] == pytest.approx(entropy, abs=1e-6)
+    assert health["perplexity"] == pytest.approx(np.exp(entropy))
+    assert health["dead_codes"] == (frequencies == 0).sum() == round(12 * (1 - health["code_use"]))
+    assert health["bits_an_image"] == pytest.approx(4 * np.log2(12))
+
+
+def test_norms_are_those_of_codes_and_encoder_outputs() -> None:
+    layer = BOTTLENECKS["vq"](config("vq"))
+    outputs = torch.randn(5, 3, 2, 2)
+    health = layer.summarise(layer.measure(outputs, layer.encode(outputs)))
+    assert health["output_norm"] == pytest.approx(float(outputs.square().sum(1).mean().sqrt()))
+    assert isinstance(layer, VectorQuantizer)
+    assert health["code_norm"] == pytest.approx(float(layer.codebook.square().sum(1).mean().sqrt()))
+
+
+def test_unit_codes_are_chosen_by_angle() -> None:
+    layer = VectorQuantizer(config("vq", unit_codes=True))
+    outputs = torch.randn(4, 3, 2, 2, requires_grad=True)
+    cosine = torch.einsum("ndhw,kd->nkhw", F.normalize(outputs, dim=1), F.normalize(layer.codebook, dim=1))
+    output = layer(outputs, 0.0)
+    assert torch.equal(output.codes, cosine.argmax(1))
+    torch.testing.assert_close(output.quantised.norm(dim=1), torch.ones(4, 2, 2))
+    assert torch.equal(layer.encode(7 * outputs), output.codes)
+    # The loss is the squared chord, 2 - 2 cos, as a mean over dimensions.
+    expected = 0.25 * (2 - 2 * cosine.amax(1)).mean() / 3
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_simvq_moves_all_codes_by_one_linear_map() -> None:
+    layer = VectorQuantizer(config("vq", codebook_rule="simvq"))
+    layer.initialise([torch.randn(50, 3)], GENERATOR)
+    outputs = torch.randn(4, 3, 2, 2)
+    output = layer(outputs, 0.0)
+    output.loss.backward()
+    rows = outputs.movedim(1, -1).reshape(-1, 3).double()
+    chosen = layer.codebook.double()[output.codes.flatten()]
+    expected = 2 * chosen.T @ (chosen - rows) / rows.numel()  # d/dW |c W - z|^2 at W = 1, a mean over numbers
+    assert layer.projection.grad is not None and not layer.codebook.requires_grad
+    torch.testing.assert_close(layer.projection.grad.double(), expected, rtol=1e-4, atol=1e-6)
+    frozen = layer.codebook.clone()
+    assert output.statistics is not None
+    assert layer.update(output.statistics, 0.0, GENERATOR) == [] and torch.equal(layer.codebook, frozen)

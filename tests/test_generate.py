@@ -11,7 +11,7 @@ import torch
 from pipeline import CheckpointError, UsageError, generate, load
 from pipeline.codes import unigram_entropy
 from pipeline.data import class_weights
-from pipeline.model import labels_of
+from pipeline.drawers import labels_of
 
 
 def test_both_stages_make_images_of_the_training_size(trained: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline import UsageError, generate, generate_files, train_vqvae
 from pipeline.checkpoint import list_checkpoints
 from pipeline.storage import load_tensors
 from tests.conftest import TINY_VQVAE, shapes
-from tests.worker import KINDS, work
+from tests.worker import KINDS, STAGE_1_KINDS, work
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,8 +42,11 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "one", folder / "two"
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("stage", ["vqvae", "prior/0"])
+STAGES = [(kind, stage) for kind in KINDS for stage in ("vqvae", "prior/0")]
+STAGES += [(kind, "vqvae") for kind in STAGE_1_KINDS]
+
+
+@pytest.mark.parametrize(("kind", "stage"), STAGES)
 def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
     one, two = (list_checkpoints(folder / kind / stage / "checkpoints")[-1] for folder in one_and_two)
     files = sorted(path.name for path in one.glob("*.safetensors"))
@@ -55,8 +58,7 @@ def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path
             assert torch.allclose(first[key], second[key], rtol=0, atol=1e-5), f"{name}: {key}"
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("stage", ["vqvae", "prior/0"])
+@pytest.mark.parametrize(("kind", "stage"), STAGES)
 def test_one_and_two_processes_measure_the_same(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
     one, two = (json.loads((folder / kind / stage / "held_out.json").read_text()) for folder in one_and_two)
     assert one == pytest.approx(two, rel=1e-4)

@@ -19,8 +19,8 @@ from PIL import Image
 
 from pipeline import UsageError, generate, generate_files
 from pipeline.claim import REQUEST
+from pipeline.drawers import CodeDrawer as Drawer
 from pipeline.errors import CheckpointError, InterruptedRunError
-from pipeline.model import Drawer
 from pipeline.samples import Format, Samples, missing_parts
 from pipeline.storage import load_tensors
 

@@ -11,6 +11,7 @@ import torch
 from pipeline import CheckpointError
 from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.storage import atomic_folder, load_strictly, load_tensors, read_json, save_tensors, verify
+from stage1_vqvae import VQVAEConfig
 
 
 def a_folder(path: Path) -> Path:
@@ -124,5 +125,7 @@ def test_code_maps_come_back_as_they_went(tmp_path: Path) -> None:
 
 
 def test_codes_are_stored_in_the_smallest_type_that_holds_them() -> None:
-    assert code_dtype(2**15) == torch.int16 and code_dtype(2**15 + 1) == torch.int32
+    assert code_dtype(VQVAEConfig(num_codes=2**15)) == torch.int16
+    assert code_dtype(VQVAEConfig(num_codes=2**15 + 1)) == torch.int32
+    assert code_dtype(VQVAEConfig(bottleneck="none")) == torch.float32
     assert torch.tensor(2**15 - 1, dtype=torch.int16).item() == 2**15 - 1

@@ -196,8 +196,8 @@ def test_the_best_evaluation_is_what_the_folder_holds(tmp_path: Path, monkeypatc
     stage = stage1(tmp_path / "run", evaluations=4)
     sixth = list_checkpoints(stage / "checkpoints")[5]
     assert torch.equal(
-        load_tensors(stage / "model.safetensors")["to_code_dim.weight"],
-        load_tensors(sixth / "model.safetensors")["to_code_dim.weight"],
+        load_tensors(stage / "model.safetensors")["levels.entry.weight"],
+        load_tensors(sixth / "model.safetensors")["levels.entry.weight"],
     )
 
 

@@ -69,9 +69,11 @@ def test_misfits_are_named_with_both_shapes() -> None:
     with pytest.raises(VQVAEError, match=r"\(n, 3, 16, 8\).*\(2, 1, 16, 8\)"):
         network.encode(torch.zeros(2, 1, 16, 8, dtype=torch.uint8))
     with pytest.raises(VQVAEError, match=r"\[0, 10\); got 0 to 10"):
-        network.decode((torch.tensor([[[0, 10]]]),))
-    with pytest.raises(VQVAEError, match="1 level"):
+        network.decode((torch.full((1, 4, 2), 10).tril(),))
+    with pytest.raises(VQVAEError, match=r"\(n, 4, 2\); got \[\(1, 4, 2\), \(1, 4, 2\)\]"):
         network.decode((torch.zeros(1, 4, 2).long(), torch.zeros(1, 4, 2).long()))
+    with pytest.raises(VQVAEError, match=r"\(n, 4, 2\); got \[\(1, 2, 4\)\]"):
+        network.decode((torch.zeros(1, 2, 4).long(),))
 
 
 def test_a_size_that_the_stride_does_not_divide_is_refused_with_one_that_fits() -> None:

@@ -5,7 +5,7 @@ accelerate launch ... tests/worker.py FOLDER
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,11 +13,18 @@ from pipeline import generate, generate_files, processes, train_prior, train_vqv
 from pipeline.storage import save_tensors
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "ema": {"codebook_rule": "ema"},
     "gradient": {"codebook_rule": "gradient"},
     "gumbel": {"bottleneck": "gumbel"},
     "fsq": {"bottleneck": "fsq"},
+}
+STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
+    "simvq": {"codebook_rule": "simvq", "unit_codes": True},
+    "hierarchical": {"levels": 2, "halvings": 1},
+    "residual": {"levels": 2, "level_kind": "residual", "likelihood": "discretized-logistic"},
+    "gaussian": {"bottleneck": "gaussian", "adversarial": True},
+    "mmd": {"bottleneck": "mmd"},
 }
 N = 11  # not a multiple of the processes
 
@@ -40,6 +47,9 @@ def work(folder: Path) -> None:
             if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
                 save_tensors(run / f"samples-{precision}.safetensors", tensors)
         generate_files(run, n=N, seed=5, out=run / "files", batch_size=2, format="zip")
+    for name, choice in STAGE_1_KINDS.items():
+        options = {**TINY_VQVAE, **choice, "micro_batches": 4, "flip": True}
+        train_vqvae(out=folder / name, images=images, targets=targets, **options)
 
 
 if __name__ == "__main__":

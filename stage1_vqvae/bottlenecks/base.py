@@ -6,8 +6,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+
+from stage1_vqvae.bottlenecks.codebook import count_codes, perplexity
+
+WARM_UP = 0.1  # share of the training over which the weight of a KL term rises from 0
 
 
 class Statistics(NamedTuple):
@@ -24,7 +29,7 @@ class BottleneckOutput(NamedTuple):
     """
 
     quantised: Float[Tensor, "n dim h w"]
-    codes: Int[Tensor, "n h w"]
+    codes: Shaped[Tensor, "n ..."]
     loss: Float[Tensor, ""]
     metrics: Mapping[str, Tensor] = MappingProxyType({})
     statistics: Statistics | None = None
@@ -37,23 +42,50 @@ class Reset(NamedTuple):
     rows: Bool[Tensor, "codes"]
 
 
+def at_least_float32(outputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Bottlenecks compute in float32 whatever the precision around them, or in float64 in a model of that."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def warm_up(progress: float) -> float:
+    """The share of its weight that a KL term has: with all of it from the start, posteriors collapse."""
+    return min(1.0, progress / WARM_UP)
+
+
 class Bottleneck(nn.Module, ABC):
-    """Encoder outputs (n, inputs, h, w) -> codes (n, h, w) -> what the decoder sees (n, outputs, h, w)."""
+    """Encoder outputs (n, inputs, h, w) -> codes -> what the decoder sees (n, outputs, h, w).
+
+    Codes are integers (n, h, w) of a discrete bottleneck, floats (n, outputs, h, w) of a continuous one.
+    """
 
     inputs: int
     outputs: int
 
     @abstractmethod
     def forward(self, outputs: Float[Tensor, "n inputs h w"], progress: float) -> BottleneckOutput:
-        """Quantise with a gradient to the encoder; changes no state. `progress` is step / total steps."""
+        """Pass with a gradient to the encoder; changes no state. `progress` is step / total steps."""
 
     @abstractmethod
-    def encode(self, outputs: Float[Tensor, "n inputs h w"]) -> Int[Tensor, "n h w"]:
+    def encode(self, outputs: Float[Tensor, "n inputs h w"]) -> Shaped[Tensor, "n ..."]:
         """The codes of encoder outputs."""
 
     @abstractmethod
-    def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:
+    def decode(self, codes: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n dim h w"]:
         """The vectors that codes stand for."""
+
+    def sample(
+        self, outputs: Float[Tensor, "n inputs h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n dim h w"]:
+        """What the decoder sees of a draw from the posterior, which most bottlenecks put on one point."""
+        return self.decode(self.encode(outputs))
+
+    @abstractmethod
+    def measure(self, outputs: Float[Tensor, "n inputs h w"], codes: Shaped[Tensor, "n ..."]) -> dict[str, Tensor]:
+        """Sums over encoder outputs and their codes, in float64, that add up over a split, for `summarise`."""
+
+    @abstractmethod
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The health of the codes over a split, by name."""
 
     def initialise(self, batches: Sequence[Float[Tensor, "vectors inputs"]], generator: torch.Generator) -> None:
         """Fit the bottleneck to the untrained encoder's outputs on a few batches, once, before the first step."""
@@ -62,3 +94,68 @@ class Bottleneck(nn.Module, ABC):
     def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
         """Once a step, after the optimizer, with the whole batch's statistics."""
         return []
+
+
+class DiscreteBottleneck(Bottleneck):
+    """A bottleneck whose codes are integers below `num_codes`.
+
+    `mean_counts` is a moving average of how often each code is used, in vectors a step.
+    """
+
+    mean_counts: Tensor  # (codes,)
+
+    def __init__(self, num_codes: int, decay: float) -> None:
+        super().__init__()
+        self.num_codes, self.decay = num_codes, decay
+        self.register_buffer("mean_counts", torch.ones(num_codes))
+
+    def counts(self, codes: Int[Tensor, "n h w"]) -> Statistics:
+        """The least a step can report: how often each code was used."""
+        sums = count_codes(codes, self.num_codes).float()
+        return Statistics(rearrange(sums, "codes -> codes 1"), sums.new_zeros(0, self.outputs))
+
+    @torch.no_grad()
+    def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
+        """Move the average of the codes' use."""
+        assert statistics is not None
+        self.mean_counts.lerp_(statistics.sums[:, -1], 1 - self.decay)
+        return []
+
+    @torch.no_grad()
+    def mean_vector(self) -> Float[Tensor, "dim"]:
+        """The mean of what the decoder sees, codes weighted by their use: what stands for a code not known."""
+        every = torch.arange(self.num_codes, device=self.mean_counts.device)
+        vectors = rearrange(self.decode(rearrange(every, "codes -> codes 1 1")), "codes dim 1 1 -> codes dim")
+        return (self.mean_counts / self.mean_counts.sum()).to(vectors) @ vectors
+
+    def measure(self, outputs: Float[Tensor, "n inputs h w"], codes: Int[Tensor, "n h w"]) -> dict[str, Tensor]:
+        """How often each code is used."""
+        return {"histogram": count_codes(codes, self.num_codes)}
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The share of codes in use, their perplexity and entropy (nats), and the number of dead ones."""
+        histogram = sums["histogram"]
+        return {
+            "code_use": float((histogram > 0).double().mean()),
+            "perplexity": float(perplexity(histogram)),
+            "entropy": float(perplexity(histogram).log()),
+            "dead_codes": float((histogram == 0).sum()),
+        }
+
+
+ACTIVE = 0.01  # variance over images of a unit's mean above which it is active (Burda et al. 2015, section 5.2)
+
+
+class ContinuousBottleneck(Bottleneck):
+    """A bottleneck whose codes are numbers. A unit is one of the outputs * h * w numbers of an image."""
+
+    def measure(self, outputs: Float[Tensor, "n inputs h w"], codes: Float[Tensor, "n dim h w"]) -> dict[str, Tensor]:
+        """Sums over images of each unit's value and its square."""
+        units = codes.double()
+        return {"sum": units.sum(0), "square": units.square().sum(0), "images": units.new_tensor(units.shape[0])}
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The share of active units, and the mean variance of a unit over images."""
+        mean = sums["sum"] / sums["images"]
+        variance = sums["square"] / sums["images"] - mean.square()
+        return {"active_units": float((variance > ACTIVE).double().mean()), "unit_variance": float(variance.mean())}

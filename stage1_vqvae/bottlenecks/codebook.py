@@ -46,6 +46,12 @@ def code_sums(vectors: Float[Tensor, "n dim"], codes: Int[Tensor, "n"], num_code
     return sums.index_add_(0, codes, torch.cat([vectors, ones], 1))
 
 
+def count_codes(codes: Int[Tensor, "..."], num_codes: int) -> Float[Tensor, "codes"]:
+    """How often each code occurs, in float64, which counts exactly."""
+    ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
+    return ones.new_zeros(num_codes).index_add_(0, codes.flatten(), ones)
+
+
 def perplexity(counts: Float[Tensor, "codes"]) -> Float[Tensor, ""]:
     """exp of the entropy of the code histogram: how many codes, used equally, would carry as much."""
     probabilities = counts / counts.sum().clamp(min=1)

@@ -11,13 +11,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage1_vqvae.bottlenecks.base import Bottleneck, BottleneckOutput
+from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, at_least_float32
 from stage1_vqvae.config import VQVAEConfig
 
 _MARGIN = 1e-3  # beyond the outermost level, so that tanh needs not be infinite to reach it
 
 
-class FiniteScalarQuantizer(Bottleneck):
+class FiniteScalarQuantizer(DiscreteBottleneck):
     """num_codes = product of the levels; a code and its vector are one number in mixed radix and its digits.
 
     Computes in float32 whatever the precision around it.
@@ -28,7 +28,7 @@ class FiniteScalarQuantizer(Bottleneck):
     centre: Tensor  # (dim, 1, 1) the digit that stands for 0, as a float
 
     def __init__(self, config: VQVAEConfig) -> None:
-        super().__init__()
+        super().__init__(config.num_codes, config.ema_decay)
         levels = config.fsq_levels
         self.inputs = self.outputs = len(levels)
         places = [math.prod(levels[:index]) for index in range(len(levels))]
@@ -38,21 +38,21 @@ class FiniteScalarQuantizer(Bottleneck):
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
-            bounded = self._bounded(outputs.float())
+            bounded = self._bounded(at_least_float32(outputs))
             digits = bounded.round()
             quantised = bounded + (digits - bounded).detach()  # straight through
+            codes = self._codes(digits.detach())
             return BottleneckOutput(
                 quantised=quantised / self.centre,
-                codes=self._codes(digits.detach()),
+                codes=codes,
                 loss=outputs.new_zeros((), dtype=torch.float32),
+                statistics=self.counts(codes),
             )
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The number whose digits are the rounded outputs."""
         with torch.autocast(outputs.device.type, enabled=False):
-            return self._codes(
-                self._bounded(outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))).round()
-            )
+            return self._codes(self._bounded(at_least_float32(outputs.detach())).round())
 
     def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:
         """The digits of each code as levels from -1 to 1 (to 1 less a step, where their number is even)."""

@@ -12,11 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_vqvae.bottlenecks.base import Bottleneck, BottleneckOutput
+from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, at_least_float32, warm_up
 from stage1_vqvae.config import VQVAEConfig
 
 FINAL_TEMPERATURE = 1 / 16
-WARM_UP = 0.1  # share of the training over which the weight of the KL term rises from 0
 
 
 def temperature(progress: float) -> float:
@@ -30,26 +29,28 @@ def kl_to_uniform(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n h w"]:
     return math.log(logits.shape[1]) + (log_probabilities.exp() * log_probabilities).sum(1)
 
 
-class GumbelQuantizer(Bottleneck):
+class GumbelQuantizer(DiscreteBottleneck):
     """The encoder gives logits over codes. In training the decoder sees a mixture of code vectors, otherwise the
     most probable one's. Computes in float32 whatever the precision around it."""
 
     def __init__(self, config: VQVAEConfig) -> None:
-        super().__init__()
-        self.inputs, self.outputs, self.kl_weight = config.num_codes, config.code_dim, config.kl_weight
+        super().__init__(config.num_codes, config.ema_decay)
+        self.inputs, self.outputs = config.num_codes, config.code_dim
+        self.kl_scale = config.kl_scale / config.values  # of nats an image, as the loss is a mean over its values
         self.codebook = nn.Parameter(torch.randn(config.num_codes, config.code_dim))
 
     def forward(self, outputs: Float[Tensor, "n k h w"], progress: float) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
-            logits = outputs.float()
+            logits = at_least_float32(outputs)
             codes = logits.detach().argmax(1)
-            kl = kl_to_uniform(logits).mean()
+            kl = kl_to_uniform(logits)
             quantised = self._mixture(logits, progress) if self.training else self.decode(codes)
             return BottleneckOutput(
                 quantised=quantised,
                 codes=codes,
-                loss=self.kl_weight * min(1.0, progress / WARM_UP) * kl,
-                metrics={"kl": kl.detach()},
+                loss=self.kl_scale * warm_up(progress) * kl.sum((1, 2)).mean(),
+                metrics={"kl": kl.detach().mean()},
+                statistics=self.counts(codes),
             )
 
     def _mixture(self, logits: Float[Tensor, "n k h w"], progress: float) -> Float[Tensor, "n dim h w"]:

@@ -1,10 +1,12 @@
 """Vector quantisation with straight-through gradients.
 
 van den Oord et al. 2017, "Neural Discrete Representation Learning": equations 1-3 for the nearest code and the
-loss, appendix A.1 for the moving-average codebook.
+loss, appendix A.1 for the moving-average codebook. Yu et al. 2021, "Vector-quantized Image Modeling with Improved
+VQGAN", section 3.2 for codes of length 1. Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized
+Models with One Linear Layer", section 4 for SimVQ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -12,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_vqvae.bottlenecks.base import Bottleneck, BottleneckOutput, Reset, Statistics
+from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Reset, Statistics, at_least_float32
 from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes
 from stage1_vqvae.config import VQVAEConfig
 
@@ -20,48 +22,59 @@ LAPLACE = 1e-5  # epsilon of the smoothed counts, appendix A.1
 SAMPLES = 1024  # encoder outputs kept from a micro-batch, onto which dead codes may be moved
 
 
-class VectorQuantizer(Bottleneck):
-    """A codebook of K vectors, learned by moving averages (`ema`, a buffer) or by the codebook loss (`gradient`).
+class VectorQuantizer(DiscreteBottleneck):
+    """A codebook of K vectors: by moving averages (`ema`, a buffer), by the codebook loss (`gradient`), or as a linear
+    image, learned by that loss, of vectors that stay as k-means found them (`simvq`), so that all move together.
 
     Computes in float32 whatever the precision around it: in bfloat16 one code in a hundred changes.
     """
 
-    codebook: Tensor  # (codes, dim)
-    mean_counts: Tensor  # (codes,) moving average of vectors a step
-    mean_sums: Tensor  # (codes, dim) moving average of the sum of those vectors, `ema` only
+    codebook: Tensor  # (codes, dim); of simvq before its projection
+    mean_sums: Tensor  # (codes, dim) moving average of the sum of a code's vectors, `ema` only
 
     def __init__(self, config: VQVAEConfig) -> None:
-        super().__init__()
+        super().__init__(config.num_codes, config.ema_decay)
         self.config, self.inputs, self.outputs = config, config.code_dim, config.code_dim
         codebook = torch.randn(config.num_codes, config.code_dim) / config.code_dim**0.5
-        self.register_buffer("mean_counts", torch.ones(config.num_codes))
-        if config.codebook_rule == "ema":
-            self.register_buffer("codebook", codebook)
-            self.register_buffer("mean_sums", codebook.clone())
-        else:
+        if config.codebook_rule == "gradient":
             self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+        if config.codebook_rule == "ema":
+            self.register_buffer("mean_sums", codebook.clone())
+        if config.codebook_rule == "simvq":
+            self.projection = nn.Parameter(torch.eye(config.code_dim))
+
+    def code_vectors(self) -> Float[Tensor, "codes dim"]:
+        """The codes as encoder outputs are compared with them."""
+        projected = self.codebook @ self.projection if self.config.codebook_rule == "simvq" else self.codebook
+        return self._scaled(projected)
+
+    def _scaled(self, vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+        return F.normalize(vectors, dim=1) if self.config.unit_codes else vectors
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float = 0.0) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
-            return self._quantise(outputs.float())
+            return self._quantise(at_least_float32(outputs))
 
     def _quantise(self, outputs: Float[Tensor, "n dim h w"]) -> BottleneckOutput:
-        codes = self.encode(outputs)
-        code_vectors = self.decode(codes)
-        loss = self.config.commitment * F.mse_loss(outputs, code_vectors.detach())  # equation 3, third term
-        if self.config.codebook_rule == "gradient":
-            loss = loss + F.mse_loss(code_vectors, outputs.detach())  # equation 3, second term
-        statistics = self._statistics(outputs.detach(), codes)
+        vectors, codebook = self._scaled(_as_rows(outputs)), self.code_vectors()
+        codes = nearest_codes(vectors.detach(), codebook.detach())
+        chosen = F.embedding(codes, codebook)
+        loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())  # equation 3, third term
+        if self.config.codebook_rule != "ema":
+            loss = loss + F.mse_loss(chosen, vectors.detach())  # equation 3, second term
+        n, _, height, width = outputs.shape
+        straight = vectors + (chosen - vectors).detach()
         return BottleneckOutput(
-            quantised=outputs + (code_vectors - outputs).detach(),
-            codes=codes,
+            quantised=rearrange(straight, "(n h w) dim -> n dim h w", n=n, h=height, w=width),
+            codes=rearrange(codes, "(n h w) -> n h w", n=n, h=height, w=width),
             loss=loss,
-            statistics=statistics,
+            statistics=self._statistics(vectors.detach(), codes),
         )
 
-    def _statistics(self, outputs: Float[Tensor, "n dim h w"], codes: Int[Tensor, "n h w"]) -> Statistics:
-        vectors = rearrange(outputs, "n dim h w -> (n h w) dim")
-        sums = code_sums(vectors, codes.flatten(), self.config.num_codes)
+    def _statistics(self, vectors: Float[Tensor, "n dim"], codes: Int[Tensor, "n"]) -> Statistics:
+        sums = code_sums(vectors, codes, self.num_codes)
         if not self.training:
             return Statistics(sums, vectors[:0])
         # From distinct places: two codes moved onto one vector would tie for it, and rounding would choose.
@@ -70,20 +83,34 @@ class VectorQuantizer(Bottleneck):
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The index of the nearest code at each position (equation 1)."""
-        vectors = rearrange(outputs.detach(), "n dim h w -> (n h w) dim")
-        with torch.autocast(outputs.device.type, enabled=False):
-            codes = nearest_codes(vectors.to(self.codebook.dtype), self.codebook.detach())
+        with torch.autocast(outputs.device.type, enabled=False), torch.no_grad():
+            codebook = self.code_vectors()
+            codes = nearest_codes(self._scaled(_as_rows(outputs).to(codebook.dtype)), codebook)
         n, _, height, width = outputs.shape
         return rearrange(codes, "(n h w) -> n h w", n=n, h=height, w=width)
 
     def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:
         """The code vectors at each position."""
-        return rearrange(F.embedding(codes, self.codebook), "n h w dim -> n dim h w")
+        with torch.autocast(codes.device.type, enabled=False):
+            return rearrange(F.embedding(codes, self.code_vectors()), "n h w dim -> n dim h w")
+
+    def measure(self, outputs: Float[Tensor, "n dim h w"], codes: Int[Tensor, "n h w"]) -> dict[str, Tensor]:
+        """Also the squared lengths of encoder outputs."""
+        squares = self._scaled(_as_rows(outputs)).double().square().sum(1)
+        count = squares.new_tensor(squares.shape[0])
+        return {**super().measure(outputs, codes), "squared_length": squares.sum(), "vectors": count}
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Also how long codes are beside encoder outputs (root mean squares)."""
+        codes = self.code_vectors().detach().double().square().sum(1).mean().sqrt()
+        outputs = (sums["squared_length"] / sums["vectors"]).sqrt()
+        return {**super().summarise(sums), "code_norm": float(codes), "output_norm": float(outputs)}
 
     @torch.no_grad()
     def initialise(self, batches: Sequence[Float[Tensor, "vectors dim"]], generator: torch.Generator) -> None:
         """k-means on pooled encoder outputs: a random codebook would leave all but a few codes without a vector."""
-        centres, counts = k_means(torch.cat(list(batches)).float(), self.config.num_codes, generator)
+        vectors = self._scaled(torch.cat(list(batches)).float())
+        centres, counts = k_means(vectors, self.num_codes, generator)
         counts = (counts / len(batches)).clamp(min=LAPLACE)
         self.codebook.copy_(centres)
         self.mean_counts.copy_(counts)
@@ -92,23 +119,22 @@ class VectorQuantizer(Bottleneck):
 
     @torch.no_grad()
     def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
-        """Move the averages and with them, under `ema`, the codes; then revive the dead ones."""
+        """Move the averages and with them, under `ema`, the codes; then revive the dead ones, but for `simvq`."""
         assert statistics is not None
-        sums, counts = statistics.sums[:, :-1], statistics.sums[:, -1]
-        self.mean_counts.lerp_(counts, 1 - self.config.ema_decay)
+        super().update(statistics, progress, generator)
         if self.config.codebook_rule == "ema":
-            self.mean_sums.lerp_(sums, 1 - self.config.ema_decay)
-            used = (self.mean_counts > LAPLACE)[
-                :, None
-            ]  # of a code that nothing chose for long, the average says nothing
+            self.mean_sums.lerp_(statistics.sums[:, :-1], 1 - self.decay)
+            # Of a code that nothing chose for long the average says nothing.
+            used = (self.mean_counts > LAPLACE)[:, None]
             self.codebook.copy_(torch.where(used, self.mean_sums / self._smoothed_counts()[:, None], self.codebook))
-        if progress >= self.config.revival_ends or self.config.revival_threshold == 0:
+        ended = progress >= self.config.revival_ends or self.config.revival_threshold == 0
+        if ended or self.config.codebook_rule == "simvq":
             return []
         return self._revive(statistics.samples, generator)
 
     def _smoothed_counts(self) -> Float[Tensor, "codes"]:
         total = self.mean_counts.sum()
-        return (self.mean_counts + LAPLACE) / (total + self.config.num_codes * LAPLACE) * total
+        return (self.mean_counts + LAPLACE) / (total + self.num_codes * LAPLACE) * total
 
     def _revive(self, samples: Float[Tensor, "samples dim"], generator: torch.Generator) -> list[Reset]:
         """Put each dead code onto an encoder output of its own, with the averages of a code of mean use.
@@ -130,3 +156,7 @@ class VectorQuantizer(Bottleneck):
         self.mean_counts.copy_(torch.where(rows, count, self.mean_counts))
         if self.config.codebook_rule == "ema":
             self.mean_sums.copy_(torch.where(mask, vectors * count, self.mean_sums))
+
+
+def _as_rows(outputs: Float[Tensor, "n dim h w"]) -> Float[Tensor, "vectors dim"]:
+    return rearrange(outputs, "n dim h w -> (n h w) dim")

@@ -1,0 +1,81 @@
+"""The variational autoencoder: a Gaussian for each image, drawn from while it is trained.
+
+Kingma & Welling 2013, "Auto-Encoding Variational Bayes", equation 10 and appendix B.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stage1_vqvae.bottlenecks.base import BottleneckOutput, ContinuousBottleneck, at_least_float32, warm_up
+from stage1_vqvae.config import VQVAEConfig
+
+_EXTREME = 10.0  # of a log variance: beyond it exp overflows sooner than an optimizer would come back
+
+
+def kl_to_standard_normal(
+    mean: Float[Tensor, "n dim h w"], log_variance: Float[Tensor, "n dim h w"]
+) -> Float[Tensor, "n dim h w"]:
+    """KL(N(mean, variance) | N(0, 1)) of each unit, in nats."""
+    return -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
+
+
+class GaussianBottleneck(ContinuousBottleneck):
+    """The encoder gives mean and log variance. In training the decoder sees a sample, otherwise the mean.
+
+    Computes in float32 whatever the precision around it.
+    """
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.inputs, self.outputs = 2 * config.code_dim, config.code_dim
+        self.kl_scale = config.kl_scale / config.values  # of nats an image, as the loss is a mean over its values
+
+    def forward(self, outputs: Float[Tensor, "n twice h w"], progress: float) -> BottleneckOutput:
+        with torch.autocast(outputs.device.type, enabled=False):
+            mean, log_variance = _parameters(at_least_float32(outputs))
+            kl = kl_to_standard_normal(mean, log_variance).sum((1, 2, 3)).mean()
+            return BottleneckOutput(
+                quantised=_draw(mean, log_variance) if self.training else mean,
+                codes=mean.detach(),
+                loss=self.kl_scale * warm_up(progress) * kl,
+                metrics={"kl": kl.detach()},
+            )
+
+    def encode(self, outputs: Float[Tensor, "n twice h w"]) -> Float[Tensor, "n dim h w"]:
+        """The means."""
+        return outputs.detach().chunk(2, 1)[0]
+
+    def decode(self, codes: Float[Tensor, "n dim h w"]) -> Float[Tensor, "n dim h w"]:
+        """The codes themselves."""
+        return codes
+
+    def sample(
+        self, outputs: Float[Tensor, "n twice h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n dim h w"]:
+        """A draw from the posterior of each image."""
+        return _draw(*_parameters(outputs), generator)
+
+    def measure(self, outputs: Float[Tensor, "n twice h w"], codes: Float[Tensor, "n dim h w"]) -> dict[str, Tensor]:
+        """Also the KL of each unit."""
+        kl = kl_to_standard_normal(*_parameters(outputs.double())).sum(0)
+        return {**super().measure(outputs, codes), "kl": kl}
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Also the mean KL of a unit in nats: near 0 with few active units, the posterior has collapsed."""
+        kl = sums["kl"] / sums["images"]
+        bits = float(kl.sum()) / math.log(2)
+        return {**super().summarise(sums), "kl_a_unit": float(kl.mean()), "bits_an_image": bits}
+
+
+def _parameters(outputs: Float[Tensor, "n twice h w"]) -> tuple[Tensor, Tensor]:
+    mean, log_variance = outputs.chunk(2, 1)
+    return mean, log_variance.clamp(-_EXTREME, _EXTREME)
+
+
+def _draw(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    noise = torch.empty_like(mean).normal_(generator=generator)
+    return mean + (0.5 * log_variance).exp() * noise
