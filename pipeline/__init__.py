@@ -3,6 +3,7 @@
 from pipeline import generate, train_vqvae, train_prior, load
 """
 
+from pipeline.compare import compare
 from pipeline.errors import CheckpointError, DataError, DivergedError, GenError, UsageError
 from pipeline.generate import generate, generate_files
 from pipeline.launch import Trained
@@ -20,6 +21,7 @@ __all__ = [
     "Samples",
     "Trained",
     "UsageError",
+    "compare",
     "generate",
     "generate_files",
     "load",

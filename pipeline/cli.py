@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipeline import commands, processes
+from pipeline.compare import DEFAULT as COMPARED
 from pipeline.data import DataConfig
 from pipeline.errors import GenError
 from pipeline.generate import FileConfig, SampleConfig
@@ -82,6 +83,16 @@ def train_vqvae(**options: Any) -> None:
 def train_prior(run: Path | None, **options: Any) -> None:
     """Stage 2: learn how the codes of a run (by default the newest) are distributed."""
     commands.train_prior(run, options)
+
+
+@main.command()
+@click.option("--bottlenecks", default=",".join(COMPARED), show_default=True, help="Which, separated by commas.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Size [default: digits for those, else base].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: runs/ and the data's name, -compared].")
+@flags(DataConfig, VQVAEConfig, TrainingConfig, preset=PRESETS["base"].vqvae, without=("bottleneck",))
+def compare(bottlenecks: str, out: Path | None, **options: Any) -> None:
+    """Train stage 1 with several bottlenecks at the same size and budget; write a table and a picture."""
+    commands.compare(bottlenecks, out, options)
 
 
 @main.command()

@@ -13,6 +13,8 @@ from pipeline import images as pictures
 from pipeline import previews, processes
 from pipeline.checkpoint import EVALUATION, is_finished, list_checkpoints
 from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes, unigram_entropy
+from pipeline.compare import compare as run_comparison
+from pipeline.compare import markdown
 from pipeline.data import DataConfig, ImageSet, load_images
 from pipeline.doctor import report
 from pipeline.errors import CheckpointError, UsageError
@@ -33,6 +35,7 @@ from pipeline.run import (
 )
 from pipeline.samples import GRID, Samples
 from pipeline.sources import SUFFIXES
+from pipeline.stage1 import default_folder
 from pipeline.stage1 import train_vqvae as run_stage1
 from pipeline.stage2 import train_prior as run_stage2
 from pipeline.storage import load_metadata, read_json
@@ -64,6 +67,14 @@ def train_prior(run: Path | None, options: dict[str, Any]) -> None:
     """Stage 2."""
     done = run_stage2(run, reporter=_reporter(), **options)
     _print(f"wrote {done.run / 'prior'} ({_values(done.held_out)} held out); next: gen sample {done.run} --n 64")
+
+
+def compare(names: str, out: Path | None, options: dict[str, Any]) -> None:
+    """Several bottlenecks side by side."""
+    given = {name: value for name, value in options.items() if value is not None}
+    folder = out or default_folder(given).with_name(f"{default_folder(given).name}-compared")
+    done = run_comparison(out=folder, bottlenecks=names.split(","), reporter=_reporter(), **given)
+    _print(f"{markdown(done.rows)}wrote {done.folder}: compare.md, compare.json, compare.png, and a run for each")
 
 
 def sample(run: Path | None, label: str | None, device: str | None, out: Path | None, options: dict[str, Any]) -> None:

@@ -68,15 +68,18 @@ def contradictions(given: Mapping[str, Any], saved: Mapping[str, Any], free: Ite
     ]
 
 
-def flags(*configs: type, preset: Mapping[str, Any] | None = None) -> Callable[[Command], Command]:
+def flags(
+    *configs: type, preset: Mapping[str, Any] | None = None, without: Iterable[str] = ()
+) -> Callable[[Command], Command]:
     """A decorator that gives a command one flag for each option; a flag that is not given arrives as None.
 
-    `preset`: defaults that the help shows in place of the fields' own.
+    `preset`: defaults that the help shows in place of the fields' own; `without`: fields that get no flag.
     """
     fields = [
         (name, field, get_type_hints(config)[name])
         for config in configs
         for name, field in option_fields(config).items()
+        if name not in set(without)
     ]
     made = [_flag(name, field, hint, (preset or {}).get(name, field.default)) for name, field, hint in fields]
     return lambda command: functools.reduce(lambda done, option: option(done), reversed(made), command)

@@ -165,7 +165,8 @@ def check_drawable(run: RunFolder) -> None:
         check_prior_is_finished(run)
 
 
-def _can_be_drawn(run: RunFolder) -> bool:
+def can_be_drawn(run: RunFolder) -> bool:
+    """Whether images can be drawn from a run."""
     try:
         check_drawable(run)
     except (UsageError, CheckpointError):
@@ -200,7 +201,7 @@ def find_run(run: str | Path | None, wanted: Literal["vqvae", "samples"]) -> Run
         return folder
     folders = [folder for folder in map(RunFolder, RUNS.glob("*")) if is_finished(folder.vqvae)]
     if wanted == "samples":
-        folders = [folder for folder in folders if _can_be_drawn(folder)]
+        folders = [folder for folder in folders if can_be_drawn(folder)]
     if not folders:
         missing = "vqvae" if wanted == "vqvae" else "prior"
         raise UsageError(

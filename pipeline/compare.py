@@ -1,0 +1,213 @@
+"""Train stage 1 with several bottlenecks, all else being equal, and lay what they reach side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline import images as pictures
+from pipeline import processes
+from pipeline.checkpoint import EVALUATION, is_finished
+from pipeline.continuing import AUTO
+from pipeline.data import ImageSet, Split, pixel_variance
+from pipeline.errors import UsageError
+from pipeline.fidelity import Fidelity, fidelity, principal_components
+from pipeline.generate import generate
+from pipeline.launch import Launch
+from pipeline.model import Model
+from pipeline.options import contradictions, flatten
+from pipeline.reporting import Reporter, Silent
+from pipeline.run import SPLIT, RunFolder, VQVAERun, can_be_drawn, load_vqvae, read_config
+from pipeline.stage1 import load, train_vqvae
+from pipeline.storage import atomic_file, load_tensors, read_json, write_json
+from stage1_vqvae import VQVAEConfig
+from stage1_vqvae.bottlenecks import BOTTLENECKS
+
+DEFAULT = ("none", "gaussian", "gumbel", "vq", "fsq")
+_SHOWN = 12  # images of each row of the picture
+_TEXT = 96  # pixels for a row's name
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one bottleneck reaches on the held-out images, passing so many numbers an image on, floats or integers."""
+
+    name: str
+    numbers: int
+    nmse: float
+    psnr: float
+    ssim: float
+    bits_an_image: float | None = None
+    code_use: float | None = None
+    active_units: float | None = None
+    perplexity: float | None = None
+    images_per_second: float | None = None
+    steps: int | None = None
+
+
+class Strip(NamedTuple):
+    """A row of the picture."""
+
+    name: str
+    images: UInt8[np.ndarray, "n c h w"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table and the picture, and where they lie."""
+
+    folder: Path
+    rows: list[Row]
+    strips: list[Strip]
+
+
+def compare(
+    *,
+    out: str | Path,
+    bottlenecks: Sequence[str] = DEFAULT,
+    preset: str | None = None,
+    images: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Comparison:
+    """Train each bottleneck into OUT/NAME, unless it is there; write OUT/compare.md, compare.json and compare.png.
+
+    `options` are those of train_vqvae but for the bottleneck. Principal components stand beside them, as many as a
+    bottleneck passes numbers on. The same call goes on after an interruption. Raises GenError.
+    """
+    _check(bottlenecks, options)
+    folder, reporter = Path(out), reporter or Silent()
+    array: dict[str, Any] = {"images": images, "targets": targets}
+    for name in bottlenecks:
+        run, given = RunFolder(folder / name), {**options, "bottleneck": name}
+        if not _is_there(run, given):
+            reporter.say(f"--- {name}")
+            how: dict[str, Any] = {"resume": AUTO} if run.vqvae.exists() else {"preset": preset}
+            train_vqvae(out=run.path, reporter=reporter, **how, **array, **given)
+    launch = Launch(options, processes.start(), reporter, None)
+    image_set = load(read_config(RunFolder(folder / bottlenecks[0]).vqvae, VQVAERun).data, images, targets, launch)
+    comparison = _measure(folder, bottlenecks, image_set, reporter)
+    if launch.accelerator.is_main_process:
+        _write(comparison)
+    launch.accelerator.wait_for_everyone()
+    return comparison
+
+
+def _check(bottlenecks: Sequence[str], options: dict[str, Any]) -> None:
+    problems = []
+    if not bottlenecks or len(set(bottlenecks)) < len(bottlenecks) or not set(bottlenecks) <= BOTTLENECKS.keys():
+        problems.append(f"--bottlenecks takes different ones of {', '.join(BOTTLENECKS)}; got {', '.join(bottlenecks)}")
+    if (options.get("levels") or 1) > 1:
+        problems.append(f"--levels {options['levels']} cannot be compared: continuous bottlenecks have one")
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _is_there(run: RunFolder, given: dict[str, Any]) -> bool:
+    """Whether a run is finished. Raises UsageError when it was made with other options."""
+    if not is_finished(run.vqvae):
+        return False
+    saved = read_config(run.vqvae, VQVAERun)
+    options = flatten(saved.data, saved.model, saved.training)
+    asked = {name: value for name, value in given.items() if value is not None}
+    differing = contradictions(asked, options, free=("data", "memory_gib", "precision"))
+    if differing:
+        raise UsageError("\n".join([*differing, f"({run.path}); choose another --out"]))
+    return True
+
+
+def _measure(folder: Path, bottlenecks: Sequence[str], image_set: ImageSet, reporter: Reporter) -> Comparison:
+    runs = {name: RunFolder(folder / name) for name in bottlenecks}
+    models = {name: Model(load_vqvae(run), None) for name, run in runs.items()}
+    parts = Split(**{name: part.numpy() for name, part in load_tensors(runs[bottlenecks[0]].vqvae / SPLIT).items()})
+    held_out = image_set.images[parts.held_out]
+    variance = pixel_variance(image_set.images, parts.train)
+    result = Comparison(folder, [], [Strip("images", held_out[:_SHOWN])])
+
+    def add(row: Row, restored: UInt8[np.ndarray, "n c h w"]) -> None:
+        result.rows.append(row)
+        result.strips.append(Strip(row.name, restored[:_SHOWN]))
+
+    for numbers in sorted({_numbers(model.vqvae.config.model) for model in models.values()}):
+        reporter.say(f"fitting {numbers} principal components")
+        linear = principal_components(image_set.images[parts.train], held_out, numbers)
+        if linear is not None:
+            add(Row(f"PCA, {numbers}", numbers, **fidelity(held_out, linear, variance)._asdict()), linear)
+    for name, model in models.items():
+        restored = model.reconstruct(torch.from_numpy(held_out.copy())).numpy()
+        add(_row(name, runs[name], fidelity(held_out, restored, variance)), restored)
+    for name, run in runs.items():
+        if can_be_drawn(run):
+            result.strips.append(Strip(f"{name}, drawn", generate(run.path, _SHOWN).images.numpy()))
+    return result
+
+
+def _numbers(config: VQVAEConfig) -> int:
+    (rows, columns), *_ = config.grids
+    return rows * columns * (1 if config.is_discrete else config.code_dim)
+
+
+def _row(name: str, run: RunFolder, reached: Fidelity) -> Row:
+    config, measured = read_config(run.vqvae, VQVAERun), read_json(run.vqvae / EVALUATION)
+    health: dict[str, Any] = {
+        key: measured.get(key) for key in ("bits_an_image", "code_use", "active_units", "perplexity")
+    }
+    lines = [json.loads(line) for line in (run.vqvae / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    return Row(
+        name,
+        _numbers(config.model),
+        **reached._asdict(),
+        **health,
+        images_per_second=median(speeds),
+        steps=config.training.steps,
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table."""
+    titles = ("bottleneck", "numbers", "bits an image", "NMSE", "PSNR, dB", "SSIM", "in use", "images/s", "steps")
+    lines = [titles, ("---",) * len(titles), *map(_cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    used = "" if row.code_use is None else f"{row.code_use:.1%} of codes, perplexity {row.perplexity:.0f}"
+    active = "" if row.active_units is None else f"{row.active_units:.1%} of units"
+    fidelity = (f"{row.nmse:.4f}", f"{row.psnr:.2f}", f"{row.ssim:.3f}")
+    speed = (shown(row.images_per_second, ",.0f"), shown(row.steps, ","))
+    return (row.name, str(row.numbers), shown(row.bits_an_image, ",.0f"), *fidelity, used + active, *speed)
+
+
+def _picture(strips: Sequence[Strip]) -> Image.Image:
+    """Each row's name, and its images, enlarged where they are small."""
+    factor = max(1, 48 // strips[0].images.shape[-1])
+    rows = [pictures.grid(strip.images, _SHOWN).convert("RGB") for strip in strips]
+    enlarged = [row.resize((factor * row.width, factor * row.height), pictures.NEAREST) for row in rows]
+    canvas = Image.new("RGB", (_TEXT + enlarged[0].width, sum(row.height for row in enlarged)), "white")
+    pen, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(13), 0
+    for strip, row in zip(strips, enlarged, strict=True):
+        canvas.paste(row, (_TEXT, top))
+        pen.text((4, top + row.height // 2), strip.name, "black", font, anchor="lm")
+        top += row.height
+    return canvas
+
+
+def _write(comparison: Comparison) -> None:
+    folder = comparison.folder
+    with atomic_file(folder / "compare.md") as unfinished:
+        unfinished.write_text(markdown(comparison.rows))
+    write_json(folder / "compare.json", {"rows": [asdict(row) for row in comparison.rows]})
+    with atomic_file(folder / "compare.png") as unfinished:
+        _picture(comparison.strips).save(unfinished, format="png")

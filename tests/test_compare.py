@@ -1,0 +1,108 @@
+"""Bottlenecks side by side: fidelity against independent computations, the table, the picture, going on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import UsageError, compare, load
+from pipeline.cli import main
+from pipeline.fidelity import fidelity, principal_components
+from tests.conftest import TINY_VQVAE, shapes
+
+NAMES = ["none", "gaussian", "vq"]
+OPTIONS = {**TINY_VQVAE, "held_out": 0.2}
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    images, targets = shapes(size=(16, 24))
+    compare(out=tmp_path / "compared", bottlenecks=NAMES, images=images, targets=targets, **OPTIONS)
+    return tmp_path / "compared"
+
+
+def ssim(first: np.ndarray, second: np.ndarray) -> float:
+    """Wang et al. 2004, equation 13 with Gaussian windows, at one position: the middle of an 11x11 patch."""
+    x, y = np.mgrid[-5:6, -5:6]
+    window = np.exp(-(x**2 + y**2) / (2 * 1.5**2))
+    window /= window.sum()
+    a, b = first / 255, second / 255
+    mean_a, mean_b = (window * a).sum(), (window * b).sum()
+    var_a, var_b = (window * a**2).sum() - mean_a**2, (window * b**2).sum() - mean_b**2
+    covariance = (window * a * b).sum() - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    return float(
+        (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    )
+
+
+def test_fidelity_is_that_of_its_definitions() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 1, 16, 18)).astype(np.uint8)
+    restored = np.clip(images + rng.integers(-30, 31, images.shape), 0, 255).astype(np.uint8)
+    reached = fidelity(images, restored, 0.05)
+    mse = ((images / 255 - restored / 255) ** 2).mean()
+    assert reached.nmse == pytest.approx(mse / 0.05, rel=1e-4)
+    assert reached.psnr == pytest.approx(10 * np.log10(1 / mse), rel=1e-5)
+    # torchmetrics cuts the border off, so that every window lies within the image.
+    windows = [
+        ssim(images[i, 0, top : top + 11, left : left + 11], restored[i, 0, top : top + 11, left : left + 11])
+        for i in range(3)
+        for top in range(6)
+        for left in range(8)
+    ]
+    assert reached.ssim == pytest.approx(np.mean(windows), rel=1e-3)
+    assert fidelity(images, images, 0.05).ssim == pytest.approx(1)
+
+
+def test_principal_components_are_those_of_the_covariance() -> None:
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 64)) * 12 + 128
+    train = (factors + rng.normal(size=factors.shape) * 4).clip(0, 255).astype(np.uint8).reshape(60, 1, 8, 8)
+    flat = train.reshape(60, -1).astype(float)
+    _, vectors = np.linalg.eigh(np.cov(flat.T))
+    basis = vectors[:, -2:]
+    expected = (flat - flat.mean(0)) @ basis @ basis.T + flat.mean(0)
+    restored = principal_components(train, train, 2)
+    assert restored is not None
+    assert np.abs(restored.reshape(60, -1) - expected.clip(0, 255)).max() <= 0.51
+    assert principal_components(train, train, 60) is None
+
+
+def test_the_table_has_a_row_for_each_and_principal_components_beside(comparison: Path) -> None:
+    rows = {row["name"]: row for row in json.loads((comparison / "compare.json").read_text())["rows"]}
+    assert list(rows) == ["PCA, 24", "none", "gaussian", "vq"]  # 96 components would be more than there are images
+    assert rows["vq"]["numbers"] == 24 and rows["none"]["numbers"] == 96
+    assert rows["vq"]["bits_an_image"] == pytest.approx(24 * np.log2(12))
+    assert rows["vq"]["code_use"] is not None and rows["gaussian"]["active_units"] is not None
+    held_out = json.loads((comparison / "vq" / "vqvae" / "held_out.json").read_text())
+    assert rows["vq"]["nmse"] == pytest.approx(held_out["nmse"], rel=0.01)  # that one is not rounded to bytes
+    lines = (comparison / "compare.md").read_text().splitlines()
+    assert len(lines) == 2 + 4 and all(line.count("|") == lines[0].count("|") for line in lines)
+    with Image.open(comparison / "compare.png") as picture:
+        assert picture.height == 6 * 2 * (16 + 2 * 2)  # images, four rows of reconstructions, one drawn; twice as large
+    assert load(comparison / "vq").vqvae.config.training.seed == load(comparison / "none").vqvae.config.training.seed
+
+
+def test_what_is_there_is_not_trained_again(comparison: Path) -> None:
+    images, targets = shapes(size=(16, 24))
+    before = (comparison / "compare.md").read_text()
+    weights = [comparison / name / "vqvae" / "model.safetensors" for name in NAMES]
+    written = [path.stat().st_mtime_ns for path in weights]
+    compare(out=comparison, bottlenecks=[*NAMES, "fsq"], images=images, targets=targets, **OPTIONS)
+    assert [path.stat().st_mtime_ns for path in weights] == written
+    assert (comparison / "fsq" / "vqvae" / "model.safetensors").exists()
+    assert (comparison / "compare.md").read_text().startswith(before)
+    with pytest.raises(UsageError, match="--hidden 16 contradicts the run, which has 8"):
+        compare(out=comparison, bottlenecks=NAMES, images=images, targets=targets, **{**OPTIONS, "hidden": 16})
+
+
+def test_bad_comparisons_are_refused_before_any_training(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--bottlenecks", "vq,vae", "--levels", "2", "--out", "compared"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "--bottlenecks takes different ones of vq, gumbel, fsq, gaussian, mmd, none; got vq, vae" in said
+    assert "--levels 2 cannot be compared" in said and not Path("compared").exists()
