@@ -110,9 +110,10 @@ def sample(run: Path | None, label: str | None, device: str | None, out: Path | 
 @click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder [default: the newest].")
 @click.option("--out", type=click.Path(path_type=Path), default="reconstructions.png", show_default=True)
-def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path) -> None:
+@click.option("--levels", type=click.IntRange(1), help="Of several levels of codes the first ones only.")
+def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path, levels: int | None) -> None:
     """Show images (files, folders or .zips) above what their codes keep of them."""
-    commands.reconstruct(paths, run, out)
+    commands.reconstruct(paths, run, out, levels)
 
 
 @main.command()

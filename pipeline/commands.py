@@ -9,8 +9,8 @@ from typing import Any
 import click
 import torch
 
+from pipeline import health, previews, processes
 from pipeline import images as pictures
-from pipeline import previews, processes
 from pipeline.checkpoint import EVALUATION, is_finished, list_checkpoints
 from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes, unigram_entropy
 from pipeline.compare import compare as run_comparison
@@ -19,10 +19,12 @@ from pipeline.data import DataConfig, ImageSet, load_images
 from pipeline.doctor import report
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.generate import FileConfig, SampleConfig, generate_files
+from pipeline.health import brief
 from pipeline.model import Model
 from pipeline.options import build
 from pipeline.reporting import Console, Reporter, Silent, table
 from pipeline.run import (
+    DRAWN_FROM_NORMAL,
     PriorRun,
     RunFolder,
     VQVAERun,
@@ -60,13 +62,16 @@ def _print(text: str) -> None:
 def train_vqvae(options: dict[str, Any]) -> None:
     """Stage 1."""
     done = run_stage1(reporter=_reporter(), **options)
-    _print(f"wrote {done.run / 'vqvae'} ({_values(done.held_out)} held out); next: gen train-prior {done.run}")
+    config = read_config(RunFolder(done.run).vqvae, VQVAERun).model
+    drawn = config.bottleneck in DRAWN_FROM_NORMAL
+    after = f"train-prior {done.run}" if config.is_discrete else f"sample {done.run}" if drawn else f"info {done.run}"
+    _print(f"wrote {done.run / 'vqvae'} ({brief(done.held_out)} held out); next: gen {after}")
 
 
 def train_prior(run: Path | None, options: dict[str, Any]) -> None:
     """Stage 2."""
     done = run_stage2(run, reporter=_reporter(), **options)
-    _print(f"wrote {done.run / 'prior'} ({_values(done.held_out)} held out); next: gen sample {done.run} --n 64")
+    _print(f"wrote {done.run / 'prior'} ({brief(done.held_out)} held out); next: gen sample {done.run} --n 64")
 
 
 def compare(names: str, out: Path | None, options: dict[str, Any]) -> None:
@@ -105,7 +110,7 @@ def _what_is_drawn(folder: RunFolder, config: SampleConfig, warp: Warp, files: F
     )
 
 
-def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path) -> None:
+def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path, levels: int | None) -> None:
     """Originals above reconstructions, in one picture."""
     _refuse_existing(out)
     if out.suffix.lower() not in SUFFIXES:
@@ -114,7 +119,7 @@ def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path) -> None:
     sets = [_images_like(model.vqvae.config, str(path)).images for path in paths]
     originals = torch.cat([torch.from_numpy(images.copy()) for images in sets])[:SHOWN]
     _announce(model, f"reconstruct {len(originals)} images")
-    restored = model.reconstruct(originals)
+    restored = model.reconstruct(originals, levels)
     columns = min(previews.COLUMNS, len(originals))
     picture = previews.interleaved(originals.numpy(), restored.numpy(), columns)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +195,7 @@ def _describe_vqvae(folder: RunFolder) -> list[tuple[str, str]]:
         ("  data", f"{loaded.config.data.data}, {len(loaded.config.class_names)} classes"),
         ("  images", f"{model.channels} x {model.height} x {model.width}"),
         ("  codes", codes_in_words(model)),
-        ("  held out", _values(read_json(folder.vqvae / EVALUATION))),
+        *health.rows(read_json(folder.vqvae / EVALUATION)),
     ]
 
 
@@ -206,7 +211,7 @@ def _describe_prior(folder: RunFolder) -> list[tuple[str, str]]:
         ),
         (
             "  held out",
-            f"{_values(read_json(folder.prior / EVALUATION))} (uniform {math.log(model.num_codes):.3f}{unigram})",
+            f"{brief(read_json(folder.prior / EVALUATION))} (uniform {math.log(model.num_codes):.3f}{unigram})",
         ),
     ]
 
@@ -237,7 +242,3 @@ def _refuse_existing(path: Path, remedy: str = "choose another --out") -> None:
 
 def _sizes(maps: CodeMaps) -> str:
     return " + ".join(f"{level.shape[1]} x {level.shape[2]}" for level in maps.levels)
-
-
-def _values(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -25,7 +25,10 @@ class TrainingConfig:
         ge=1,
         description="Parts a batch is cut into, a multiple of the processes; default one a process.",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak of the cosine schedule.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Largest, after the warm-up.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Of the learning rate after the warm-up: half a cosine down to zero, or constant."
+    )
     warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up, a tenth of the run at most.")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, on weights but not on biases or codebooks.")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="AdamW's decay of squared gradients.")
@@ -54,10 +57,12 @@ class TrainingConfig:
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to zero: a function of (step, total steps) alone."""
+    """Linear warm-up, then what the schedule says: a function of (step, total steps) alone."""
     warmup = min(config.warmup_steps, total_steps // 10)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
     done = (step - warmup) / max(1, total_steps - warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -16,6 +16,7 @@ from pipeline.codes import CodeMaps, extract, read_current, unigram_entropy
 from pipeline.continuing import check_alone, folder_of_checkpoint, saved_run
 from pipeline.data import ARRAY, EMBEDDED, Split, class_weights
 from pipeline.errors import UsageError
+from pipeline.health import check_codebook
 from pipeline.launch import (
     Launch,
     Trained,
@@ -48,7 +49,6 @@ from stage2_prior import PixelCNN, PixelCNNConfig, PriorTask
 
 CONFIGS = (PixelCNNConfig, TrainingConfig)
 LEVEL = 0
-COLLAPSED = 0.01  # perplexity as a share of the codes below which stage 2 has nothing to learn
 
 
 def train_prior(
@@ -88,7 +88,7 @@ def train_prior(
     vqvae = load_vqvae(folder, launch.accelerator.device)
     _check_one_level_of_integers(folder, vqvae)
     if not saved and not force:
-        _check_codebook(folder, vqvae)
+        check_codebook(folder, vqvae.config.model, read_json(folder.vqvae / EVALUATION))
     if saved:
         check_processes(saved.training, launch.accelerator)
         check_belongs(folder, saved, vqvae.sha256)
@@ -110,18 +110,6 @@ def _check_one_level_of_integers(folder: RunFolder, vqvae: LoadedVQVAE) -> None:
         raise UsageError(
             f"{folder.vqvae} has {model.levels} levels of codes, and priors over more than 1 are not built yet; `gen "
             "encode`, `gen decode` and `gen reconstruct` take them all"
-        )
-
-
-def _check_codebook(folder: RunFolder, vqvae: LoadedVQVAE) -> None:
-    """Raise UsageError when the codes say next to nothing: a prior would reach few nats, and draw one picture."""
-    measured, total = read_json(folder.vqvae / EVALUATION), vqvae.config.model.num_codes
-    least, used = max(1.5, COLLAPSED * total), measured["code_use"] * total
-    if measured["perplexity"] < least:
-        raise UsageError(
-            f"the codebook in {folder.vqvae} has collapsed: {used:.0f} of {total} codes are used, to the effect of "
-            f"{measured['perplexity']:.1f} (perplexity, held out; {least:.3g} are wanted). Train stage 1 anew, "
-            "longer, with fewer --num-codes or a smaller --code-dim; or go on with --force"
         )
 
 

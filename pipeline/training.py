@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline import processes
 from pipeline.checkpoint import Progress, TrainingState, discard_after, load_checkpoint, save_best, save_checkpoint
 from pipeline.errors import DivergedError, InterruptedRunError
+from pipeline.health import brief
 from pipeline.interruption import Interruption
 from pipeline.randomness import Places, Purpose, batch_places, generator, number
 from pipeline.reporting import Reporter
@@ -214,7 +215,7 @@ class Trainer:
     def _evaluate_and_keep(self, log: "_Log") -> None:
         result, progress = self.evaluate(), self.state.progress
         log.line({f"held_out_{name}": value for name, value in result.items()})
-        self.reporter.say(f"step {progress.step:,}, held out: " + _values(result))
+        self.reporter.say(f"step {progress.step:,}, held out: " + brief(result))
         if not progress.best or self.metric is None or result[self.metric] < progress.best[self.metric]:
             progress.best, progress.best_step = result, progress.step
             if self.accelerator.is_main_process:
@@ -345,7 +346,3 @@ def _step_of_line(line: str) -> float:
         return float(json.loads(line)["step"])
     except ValueError:
         return math.inf  # the line that was being written when the power failed
-
-
-def _values(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

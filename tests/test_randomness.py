@@ -53,6 +53,8 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] < 1e-5
     assert rates[505] == pytest.approx(0.25)
     assert learning_rate(config, 0, 5) == 0.5, "a run too short for a warm-up has none"
+    constant = TrainingConfig(learning_rate=0.5, warmup_steps=10, schedule="constant")
+    assert [learning_rate(constant, step, 1000) for step in (0, 9, 10, 999)] == pytest.approx([0.05, 0.5, 0.5, 0.5])
 
 
 @given(st.integers(1, 20), st.integers(1, 300))
