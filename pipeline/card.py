@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import EVALUATION, is_finished
-from pipeline.run import PriorRun, RunFolder, VQVAERun, codes_in_words, read_config
+from pipeline.run import PriorRun, RunFolder, VQVAERun, can_be_drawn, codes_in_words, read_config
 from pipeline.storage import read_json
 
 _MARK = "Made by gen (gen-images): a VQ-VAE, and a PixelCNN over its codes."
@@ -23,7 +23,8 @@ def write_card(run: RunFolder) -> None:
         lines += ["", "## Stage 2", "", *_rows(_prior(prior)), *_rows(_held_out(run.prior))]
     lines += ["", "## Use", "", "```python", "from pipeline import generate, load", ""]
     lines += [f'model = load("{run.path.name}")        # encode, decode, reconstruct, sample']
-    lines += [f'generate("{run.path.name}", 16, seed=0)', "```", ""]
+    lines += [f'generate("{run.path.name}", 16, seed=0)'] if can_be_drawn(run) else []
+    lines += ["```", ""]
     _write(path, "\n".join(lines))
 
 

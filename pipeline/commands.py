@@ -241,4 +241,4 @@ def _refuse_existing(path: Path, remedy: str = "choose another --out") -> None:
 
 
 def _sizes(maps: CodeMaps) -> str:
-    return " + ".join(f"{level.shape[1]} x {level.shape[2]}" for level in maps.levels)
+    return " + ".join(f"{level.shape[-2]} x {level.shape[-1]}" for level in maps.levels)

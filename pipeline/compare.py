@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import images as pictures
 from pipeline import processes
-from pipeline.checkpoint import EVALUATION, is_finished
+from pipeline.checkpoint import EVALUATION, IN_PROGRESS, is_finished
 from pipeline.continuing import AUTO
-from pipeline.data import ImageSet, Split, pixel_variance
+from pipeline.data import ARRAY, pixel_variance, split
 from pipeline.errors import UsageError
 from pipeline.fidelity import Fidelity, fidelity, principal_components
 from pipeline.generate import generate
@@ -24,15 +24,21 @@ from pipeline.launch import Launch
 from pipeline.model import Model
 from pipeline.options import contradictions, flatten
 from pipeline.reporting import Reporter, Silent
-from pipeline.run import SPLIT, RunFolder, VQVAERun, can_be_drawn, load_vqvae, read_config
-from pipeline.stage1 import load, train_vqvae
-from pipeline.storage import atomic_file, load_tensors, read_json, write_json
+from pipeline.run import RunFolder, VQVAERun, can_be_drawn, load_vqvae, read_config
+from pipeline.stage1 import Options, check_unchanged, load, new_options, train_vqvae
+from pipeline.storage import atomic_file, read_json, write_json
 from stage1_vqvae import VQVAEConfig
 from stage1_vqvae.bottlenecks import BOTTLENECKS
+from stage1_vqvae.config import belongs
 
 DEFAULT = ("none", "gaussian", "gumbel", "vq", "fsq")
 _SHOWN = 12  # images of each row of the picture
+_FITTED = 20_000  # images, at most, that principal components are fitted to
 _TEXT = 96  # pixels for a row's name
+_NOTE = """
+On held-out images. Numbers are those an image becomes: integers, of which each costs its bits, or floats. The bits of
+gaussian are the KL divergence of its noisy codes, while its error is that of their means.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Row:
     numbers: int
     nmse: float
     psnr: float
-    ssim: float
+    ssim: float | None
     bits_an_image: float | None = None
     code_use: float | None = None
     active_units: float | None = None
@@ -73,6 +79,7 @@ def compare(
     out: str | Path,
     bottlenecks: Sequence[str] = DEFAULT,
     preset: str | None = None,
+    config: str | Path | None = None,
     images: np.ndarray | None = None,
     targets: np.ndarray | None = None,
     reporter: Reporter | None = None,
@@ -83,62 +90,93 @@ def compare(
     `options` are those of train_vqvae but for the bottleneck. Principal components stand beside them, as many as a
     bottleneck passes numbers on. The same call goes on after an interruption. Raises GenError.
     """
-    _check(bottlenecks, options)
+    options |= {} if images is None else {"data": ARRAY}
+    wanted = _wanted(bottlenecks, preset, config, options)
     folder, reporter = Path(out), reporter or Silent()
-    array: dict[str, Any] = {"images": images, "targets": targets}
-    for name in bottlenecks:
-        run, given = RunFolder(folder / name), {**options, "bottleneck": name}
-        if not _is_there(run, given):
-            reporter.say(f"--- {name}")
-            how: dict[str, Any] = {"resume": AUTO} if run.vqvae.exists() else {"preset": preset}
-            train_vqvae(out=run.path, reporter=reporter, **how, **array, **given)
     launch = Launch(options, processes.start(), reporter, None)
-    image_set = load(read_config(RunFolder(folder / bottlenecks[0]).vqvae, VQVAERun).data, images, targets, launch)
-    comparison = _measure(folder, bottlenecks, image_set, reporter)
-    if launch.accelerator.is_main_process:
-        _write(comparison)
-    launch.accelerator.wait_for_everyone()
+    source: dict[str, Any] = {"images": images, "targets": targets, "data": options.get("data")}
+    for name, asked in wanted.items():
+        run = RunFolder(folder / name)
+        begun = (run.vqvae / IN_PROGRESS).exists()
+        launch.accelerator.wait_for_everyone()  # all have looked before any writes
+        if begun:
+            _check_same(run, asked)
+        if not is_finished(run.vqvae):
+            reporter.say(f"--- {name}")
+            how = {"resume": AUTO} if begun else {"preset": preset, "config": config, **_given(name, options)}
+            train_vqvae(out=run.path, reporter=reporter, **{**source, **how})
+    comparison = _measure(folder, bottlenecks, images, targets, launch)
+    processes.on_main(launch.accelerator, lambda: _write(comparison))
     return comparison
 
 
-def _check(bottlenecks: Sequence[str], options: dict[str, Any]) -> None:
-    problems = []
+def _wanted(
+    bottlenecks: Sequence[str], preset: str | None, config: str | Path | None, options: dict[str, Any]
+) -> dict[str, Options]:
+    """What each run is to be made with. Raises UsageError with all that is wrong, before any of them starts."""
+    problems: dict[str, None] = {}
     if not bottlenecks or len(set(bottlenecks)) < len(bottlenecks) or not set(bottlenecks) <= BOTTLENECKS.keys():
-        problems.append(f"--bottlenecks takes different ones of {', '.join(BOTTLENECKS)}; got {', '.join(bottlenecks)}")
+        known, asked = ", ".join(BOTTLENECKS), ", ".join(bottlenecks)
+        problems[f"--bottlenecks takes different ones of {known}; got {asked}"] = None
     if (options.get("levels") or 1) > 1:
-        problems.append(f"--levels {options['levels']} cannot be compared: continuous bottlenecks have one")
+        problems[f"--levels {options['levels']} cannot be compared: continuous bottlenecks have one"] = None
+    wanted = {}
+    for name in [name for name in bottlenecks if name in BOTTLENECKS]:
+        try:
+            wanted[name] = new_options(_given(name, options), preset, config)
+        except UsageError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
     if problems:
         raise UsageError("\n".join(problems))
+    return wanted
 
 
-def _is_there(run: RunFolder, given: dict[str, Any]) -> bool:
-    """Whether a run is finished. Raises UsageError when it was made with other options."""
-    if not is_finished(run.vqvae):
-        return False
-    saved = read_config(run.vqvae, VQVAERun)
-    options = flatten(saved.data, saved.model, saved.training)
-    asked = {name: value for name, value in given.items() if value is not None}
-    differing = contradictions(asked, options, free=("data", "memory_gib", "precision"))
+def _given(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that mean something to this bottleneck."""
+    return {
+        option: value
+        for option, value in {**options, "bottleneck": name}.items()
+        if value is not None and belongs(option, name)
+    }
+
+
+def _check_same(run: RunFolder, asked: Options) -> None:
+    """Raise UsageError when a run, finished or not, was begun with other options than those asked for."""
+    saved = read_config(run.vqvae, VQVAERun, IN_PROGRESS)
+    settled = ["data", "memory_gib", "precision", "micro_batches"]  # by the machine, at the start
+    settled += ["steps"] if asked.training.max_minutes else []
+    differing = contradictions(flatten(*asked), flatten(saved.data, saved.model, saved.training), free=settled)
     if differing:
         raise UsageError("\n".join([*differing, f"({run.path}); choose another --out"]))
-    return True
 
 
-def _measure(folder: Path, bottlenecks: Sequence[str], image_set: ImageSet, reporter: Reporter) -> Comparison:
+def _measure(
+    folder: Path,
+    bottlenecks: Sequence[str],
+    images: np.ndarray | None,
+    targets: np.ndarray | None,
+    launch: Launch,
+) -> Comparison:
     runs = {name: RunFolder(folder / name) for name in bottlenecks}
-    models = {name: Model(load_vqvae(run), None) for name, run in runs.items()}
-    parts = Split(**{name: part.numpy() for name, part in load_tensors(runs[bottlenecks[0]].vqvae / SPLIT).items()})
+    models = {name: Model(load_vqvae(run, launch.accelerator.device), None) for name, run in runs.items()}
+    first = models[bottlenecks[0]].vqvae.config
+    image_set = load(first.data, images, targets, launch)
+    for name, run in runs.items():
+        check_unchanged(run, models[name].vqvae.config, image_set)
+    parts = split(len(image_set.images), first.data.held_out, first.training.seed)
     held_out = image_set.images[parts.held_out]
     variance = pixel_variance(image_set.images, parts.train)
-    result = Comparison(folder, [], [Strip("images", held_out[:_SHOWN])])
+    shown = _spread(len(held_out), _SHOWN)
+    result = Comparison(folder, [], [Strip("images", held_out[shown])])
 
     def add(row: Row, restored: UInt8[np.ndarray, "n c h w"]) -> None:
         result.rows.append(row)
-        result.strips.append(Strip(row.name, restored[:_SHOWN]))
+        result.strips.append(Strip(row.name, restored[shown]))
 
+    fitted = image_set.images[parts.train[_spread(len(parts.train), _FITTED)]]
     for numbers in sorted({_numbers(model.vqvae.config.model) for model in models.values()}):
-        reporter.say(f"fitting {numbers} principal components")
-        linear = principal_components(image_set.images[parts.train], held_out, numbers)
+        launch.reporter.say(f"fitting {numbers} principal components")
+        linear = principal_components(fitted, held_out, numbers)
         if linear is not None:
             add(Row(f"PCA, {numbers}", numbers, **fidelity(held_out, linear, variance)._asdict()), linear)
     for name, model in models.items():
@@ -148,6 +186,11 @@ def _measure(folder: Path, bottlenecks: Sequence[str], image_set: ImageSet, repo
         if can_be_drawn(run):
             result.strips.append(Strip(f"{name}, drawn", generate(run.path, _SHOWN).images.numpy()))
     return result
+
+
+def _spread(population: int, most: int) -> Int[np.ndarray, "m"]:
+    """Indices evenly over a population: sorted folders have their classes one after another."""
+    return np.linspace(0, population - 1, min(population, most)).round().astype(int)
 
 
 def _numbers(config: VQVAEConfig) -> int:
@@ -176,7 +219,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table."""
     titles = ("bottleneck", "numbers", "bits an image", "NMSE", "PSNR, dB", "SSIM", "in use", "images/s", "steps")
     lines = [titles, ("---",) * len(titles), *map(_cells, rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + _NOTE
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -185,7 +228,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
     used = "" if row.code_use is None else f"{row.code_use:.1%} of codes, perplexity {row.perplexity:.0f}"
     active = "" if row.active_units is None else f"{row.active_units:.1%} of units"
-    fidelity = (f"{row.nmse:.4f}", f"{row.psnr:.2f}", f"{row.ssim:.3f}")
+    fidelity = (f"{row.nmse:.4f}", f"{row.psnr:.2f}", shown(row.ssim, ".3f"))
     speed = (shown(row.images_per_second, ",.0f"), shown(row.steps, ","))
     return (row.name, str(row.numbers), shown(row.bits_an_image, ",.0f"), *fidelity, used + active, *speed)
 

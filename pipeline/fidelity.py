@@ -7,15 +7,16 @@ import torch
 from jaxtyping import UInt8
 
 _BATCH = 256
-_MOST_FITTED = 20_000  # images that principal components are fitted to
+_WINDOW = 11  # pixels
 
 
 class Fidelity(NamedTuple):
-    """Over all images: squared error over the data's variance, PSNR (dB) of the mean squared error, mean SSIM."""
+    """Over all images: squared error over the data's variance, PSNR (dB) of the mean squared error, and mean SSIM,
+    which images smaller than its windows do not have."""
 
     nmse: float
     psnr: float
-    ssim: float
+    ssim: float | None
 
 
 def fidelity(images: UInt8[np.ndarray, "n c h w"], restored: UInt8[np.ndarray, "n c h w"], variance: float) -> Fidelity:
@@ -26,16 +27,19 @@ def fidelity(images: UInt8[np.ndarray, "n c h w"], restored: UInt8[np.ndarray, "
     # Here and not above: the import takes seconds, which no other command should wait for.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    windows_fit = min(images.shape[-2:]) >= _WINDOW
     error = similarity = 0.0
     for start in range(0, len(images), _BATCH):
         first, second = (
             torch.from_numpy(part[start : start + _BATCH] / np.float32(255)) for part in (images, restored)
         )
         error += float((first - second).double().square().sum())
-        mean: Any = structural_similarity_index_measure(second, first, data_range=1.0)
-        similarity += len(first) * float(mean)
+        if windows_fit:
+            mean: Any = structural_similarity_index_measure(second, first, data_range=1.0)
+            similarity += len(first) * float(mean)
     mse = error / images.size
-    return Fidelity(mse / variance, float(-10 * np.log10(max(mse, 1e-12))), similarity / len(images))
+    psnr = float(-10 * np.log10(max(mse, 1e-12)))
+    return Fidelity(mse / variance, psnr, similarity / len(images) if windows_fit else None)
 
 
 def principal_components(
@@ -44,7 +48,7 @@ def principal_components(
     """Reconstructions from so many principal components of the training images; None where there are not as many."""
     from sklearn.decomposition import PCA  # takes as long
 
-    fitted = train[:_MOST_FITTED].reshape(min(len(train), _MOST_FITTED), -1).astype(np.float32)
+    fitted = train.reshape(len(train), -1).astype(np.float32)
     if components >= min(fitted.shape):
         return None
     pca = PCA(components, random_state=0).fit(fitted)

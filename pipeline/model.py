@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import processes
 from pipeline.checkpoint import is_finished
 from pipeline.drawers import CodeDrawer, Drawer, LatentDrawer
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.reporting import Reporter, Silent
 from pipeline.run import LoadedPrior, LoadedVQVAE, find_run, load_prior, load_vqvae
 from pipeline.samples import Samples, join
@@ -81,6 +81,8 @@ class Model:
 
         Without `batch_size`, as many at a time as memory allows, 256 at most. Raises what `drawer` raises.
         """
+        if n < 1:
+            raise UsageError(f"there must be an image to draw at least; got n = {n}")
         drawer, share = self.drawer(seed=seed, label=label, warp=warp), _share(n, accelerator)
         batches = np.array_split(share, -(-len(share) // (batch_size or drawer.batch_size(len(share)))))
         steps = (reporter or Silent()).steps(range(len(batches)), "draw")

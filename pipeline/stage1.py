@@ -79,7 +79,7 @@ def train_vqvae(
         image_set = load(settings.data, images, targets, launch)
         check_unchanged(run, saved, image_set)
     else:
-        wanted = _new_options(given, preset, config)
+        wanted = new_options(given, preset, config)
         image_set = load(wanted.data, images, targets, launch)
         settings = _new_run(wanted, image_set, launch)
     return _train(launch, run, settings, image_set)
@@ -93,7 +93,7 @@ def _check_no_prior(run: RunFolder) -> None:
         )
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """Checked options, before the images have been looked at."""
 
     data: DataConfig
@@ -101,14 +101,19 @@ class _Options(NamedTuple):
     training: TrainingConfig
 
 
-def _new_options(given: dict[str, Any], preset: str | None, config: str | Path | None) -> _Options:
+def new_options(given: dict[str, Any], preset: str | None, config: str | Path | None) -> Options:
+    """Options of a new run: given, from a config.json, from the preset. Raises UsageError for all that is wrong."""
     default = "digits" if given.get("data", EMBEDDED) == EMBEDDED else "base"
     merged = merge("vqvae", given, preset or default, config, CONFIGS)
-    # Any image will do to check the options: 256 pixels are divisible by every stride allowed.
-    return _Options(*build(CONFIGS, merged, {"channels": 1, "height": 256, "width": 256}))
+    # Any image will do to check the options: this one is divisible by every stride allowed.
+    options = Options(*build(CONFIGS, merged, {"channels": 1, "height": 2**15, "width": 2**15}))
+    idle = options.model.without_effect(given)
+    if idle:
+        raise UsageError("\n".join(idle))
+    return options
 
 
-def _new_run(options: _Options, image_set: ImageSet, launch: Launch) -> VQVAERun:
+def _new_run(options: Options, image_set: ImageSet, launch: Launch) -> VQVAERun:
     channels, height, width = image_set.shape
     shape = {"channels": channels, "height": height, "width": width}
     return VQVAERun(
@@ -152,7 +157,7 @@ def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[
     model = settings.model
     classes = f", {len(image_set.class_names)} classes" if image_set.class_names else ""
     return [
-        ("task", "learn a codebook (stage 1)"),
+        ("task", f"learn {'a codebook' if model.is_discrete else 'an autoencoder'} (stage 1)"),
         (
             "data",
             f"{settings.data.data}: {len(parts.train):,} images, {len(parts.held_out):,} more held out{classes}",

@@ -84,9 +84,9 @@ def train_prior(
     new = {} if saved else merge("prior", given, preset or default, config, CONFIGS)
     if not saved:
         build(CONFIGS, new, {})  # report all bad options before any work
+    _check_one_level_of_integers(source)
     _copy_stage1(source, folder, launch)
     vqvae = load_vqvae(folder, launch.accelerator.device)
-    _check_one_level_of_integers(folder, vqvae)
     if not saved and not force:
         check_codebook(folder, vqvae.config.model, read_json(folder.vqvae / EVALUATION))
     if saved:
@@ -97,9 +97,9 @@ def train_prior(
     return _train(launch, folder, settings, vqvae, maps)
 
 
-def _check_one_level_of_integers(folder: RunFolder, vqvae: LoadedVQVAE) -> None:
+def _check_one_level_of_integers(folder: RunFolder) -> None:
     """Raise UsageError for codes that no prior can be trained on."""
-    model = vqvae.config.model
+    model = read_config(folder.vqvae, VQVAERun).model
     if not model.is_discrete:
         draw = f"; `gen sample {folder.path}` draws from N(0, I)" if model.bottleneck in DRAWN_FROM_NORMAL else ""
         raise UsageError(

@@ -5,9 +5,6 @@ codebook's choices all follow from these, whatever the number of processes and w
 """
 
 import contextlib
-import json
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +17,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline import processes
 from pipeline.checkpoint import Progress, TrainingState, discard_after, load_checkpoint, save_best, save_checkpoint
-from pipeline.errors import DivergedError, InterruptedRunError
+from pipeline.errors import InterruptedRunError
 from pipeline.health import brief
 from pipeline.interruption import Interruption
+from pipeline.log import Log
 from pipeline.randomness import Places, Purpose, batch_places, generator, number
 from pipeline.reporting import Reporter
 from pipeline.settings import TrainingConfig, is_due, learning_rate
@@ -49,6 +47,8 @@ class Task(Protocol):
 
     @property
     def undecayed(self) -> Sequence[nn.Parameter]: ...
+    @property
+    def adversaries(self) -> Sequence[nn.Parameter]: ...
     def initialise(self, batches: Sequence[Any], generator: torch.Generator) -> None: ...
     def update(self, statistics: Any, progress: float, generator: torch.Generator) -> Sequence[Any]: ...
     def evaluate(self, batch: Any) -> dict[str, Tensor]: ...
@@ -140,10 +140,10 @@ class Trainer:
     def run(self) -> None:
         """Train to the end. Raises DivergedError, and InterruptedRunError on a signal."""
         progress = self.state.progress
-        log = _Log(self)
+        log = Log(self.accelerator, self.reporter, self.folder, self.config, progress)
         with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
             for step in self.reporter.steps(range(progress.step, progress.total_steps), self.folder.name):
-                log.add(self.train_step(step))
+                log.add(self.train_step(step).metrics)
                 progress.step = step + 1
                 if is_due(LOGGED_LINES, progress.step, progress.total_steps):
                     log.write()
@@ -161,7 +161,7 @@ class Trainer:
         """One step over the whole batch: forward and backward by micro-batches, optimizer, update, average."""
         share = step / self.state.progress.total_steps
         result = self._accumulate(step, share)
-        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip)
+        norm = self._clip()
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.state.progress.total_steps)
         self.state.optimizer.step()
@@ -173,6 +173,13 @@ class Trainer:
             self.state.average.update_parameters(self.task)
         # The norm is remembered as a metric: it is the first to tell that the weights are about to be lost.
         return result._replace(metrics={**result.metrics, "gradient_norm": norm})
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient, and that of adversaries by itself: neither may throttle the other. Returns the norm."""
+        against = {id(parameter) for parameter in self.task.adversaries}
+        own = [parameter for parameter in self.task.parameters() if id(parameter) not in against]
+        torch.nn.utils.clip_grad_norm_(self.task.adversaries, self.config.clip)
+        return torch.nn.utils.clip_grad_norm_(own, self.config.clip)
 
     def _accumulate(self, step: int, share: float) -> StepResult:
         """Gradients of the mean loss over this process's micro-batches (DDP takes the mean over processes)."""
@@ -210,9 +217,10 @@ class Trainer:
                 sums = self.state.evaluated.evaluate(batch)  # type: ignore[operator]
             totals = {name: value + totals.get(name, 0) for name, value in sums.items()}
         self.state.evaluated.train()
-        return dict(self.task.summarise({name: self.accelerator.reduce(t, "sum") for name, t in totals.items()}))
+        whole = {name: self.accelerator.reduce(total, "sum") for name, total in totals.items()}
+        return dict(self.state.evaluated.summarise(whole))  # type: ignore[operator]
 
-    def _evaluate_and_keep(self, log: "_Log") -> None:
+    def _evaluate_and_keep(self, log: Log) -> None:
         result, progress = self.evaluate(), self.state.progress
         log.line({f"held_out_{name}": value for name, value in result.items()})
         self.reporter.say(f"step {progress.step:,}, held out: " + brief(result))
@@ -282,67 +290,3 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
     """Seed torch's global generators freely, and leave the caller's as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-
-
-class _Log:
-    """Means over the steps since the last line, written to metrics.jsonl, the bar and the tracker."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.path = trainer.folder / "metrics.jsonl"
-        self.pending: list[dict[str, Tensor]] = []
-        self.since = time.perf_counter()
-        if trainer.accelerator.is_main_process:
-            _drop_lines_after(self.path, trainer.state.progress.step)
-
-    def add(self, result: StepResult) -> None:
-        """Remember a step's metrics, without waiting for the device."""
-        self.pending.append(result.metrics)
-
-    def write(self) -> None:
-        """Write the means, if there are any new ones.
-
-        Raises DivergedError, on every process alike, when the loss or the gradient was no number on any of them: called
-        before every evaluation and checkpoint, so that neither is ever of lost weights.
-        """
-        if not self.pending:
-            return
-        trainer, seconds = self.trainer, time.perf_counter() - self.since
-        stacked = {name: torch.stack([m[name] for m in self.pending]).float().mean() for name in self.pending[0]}
-        means = {name: float(trainer.accelerator.reduce(value, "mean")) for name, value in stacked.items()}
-        step = trainer.state.progress.step
-        if not math.isfinite(means["loss"] + means["gradient_norm"]):
-            raise DivergedError(
-                f"the loss is {means['loss']}, the gradient {means['gradient_norm']} near step {step}; try a smaller "
-                f"--learning-rate (it is {trainer.config.learning_rate}) or --precision float32; checkpoints are in "
-                f"{trainer.checkpoints}"
-            )
-        means["images_per_second"] = len(self.pending) * trainer.config.batch_size / seconds
-        means["learning_rate"] = learning_rate(trainer.config, step - 1, trainer.state.progress.total_steps)
-        self.line(means)
-        trainer.reporter.show({"loss": means["loss"], "images/s": means["images_per_second"]})
-        self.pending.clear()
-        self.since = time.perf_counter()
-
-    def line(self, values: dict[str, float]) -> None:
-        """Append a line, and tell the tracker."""
-        step = self.trainer.state.progress.step
-        self.trainer.accelerator.log(values, step=step)
-        if self.trainer.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        self.since = time.perf_counter()
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    """What was logged beyond the checkpoint that a run resumes from will be logged again."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of_line(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
-
-
-def _step_of_line(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return math.inf  # the line that was being written when the power failed

@@ -1,9 +1,27 @@
 """Everything that defines a VQ-VAE, in one frozen, validated dataclass."""
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+
+# Options that mean something to some bottlenecks alone.
+_OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "num_codes": ("vq", "gumbel", "fsq"),
+        "code_dim": ("vq", "gumbel", "gaussian", "mmd", "none"),
+        "codebook_rule": ("vq",),
+        "unit_codes": ("vq",),
+        "commitment": ("vq",),
+        "ema_decay": ("vq", "gumbel", "fsq"),
+        "revival_threshold": ("vq",),
+        "revival_ends": ("vq",),
+        "kl_weight": ("gumbel", "gaussian"),
+        "mmd_weight": ("mmd",),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -81,29 +99,51 @@ class VQVAEConfig:
     )
 
     @model_validator(mode="after")
-    def _codes_tile_the_image(self) -> "VQVAEConfig":
-        stride = 2 ** (self.halvings + self._further_halvings)
-        if self.height % stride or self.width % stride:
-            fitting = f"{_round_up(self.height, stride)}x{_round_up(self.width, stride)}"
-            needed = "2^(halvings + levels - 1)" if self._further_halvings else "2^halvings"
-            raise ValueError(
-                f"an image of {self.height}x{self.width} pixels is not divisible by {needed} = {stride}; "
-                f"choose --image-size {fitting}, or fewer --halvings or --levels"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _fits_together(self) -> "VQVAEConfig":
-        problems = []
+        problems = [self._untiled()]
         if self.bottleneck == "fsq" and not self.fsq_levels:
             problems.append(f"--num-codes {self.num_codes} is no product of 2 to 8, as fsq needs; 512 is, or 1000")
         if self.levels > 1 and not self.is_discrete:
             problems.append(f"--levels {self.levels} needs a discrete bottleneck, and {self.bottleneck} is continuous")
-        if self.levels > 1 and self.level_kind == "residual" and self.unit_codes:
+        if self.bottleneck == "vq" and self.unit_codes and self.levels > 1 and self.level_kind == "residual":
             problems.append("--unit-codes cannot code what other levels left over; choose --level-kind hierarchical")
-        if problems:
-            raise ValueError("; ".join(problems))
+        if self.unit_codes and self.code_dim == 1:
+            problems.append("--unit-codes of --code-dim 1 are 1 and -1 alone; choose 2 or more")
+        if self.adversarial and min(self.height, self.width) < 4:
+            problems.append(
+                f"--adversarial judges patches of 4 pixels and more; images have {self.height}x{self.width}"
+            )
+        if any(problems):
+            raise ValueError("\n".join(filter(None, problems)))
         return self
+
+    def _untiled(self) -> str:
+        """What is wrong with the image's size, if anything."""
+        stride = 2 ** (self.halvings + self._further_halvings)
+        if self.height % stride == 0 and self.width % stride == 0:
+            return ""
+        fitting = f"{_round_up(self.height, stride)}x{_round_up(self.width, stride)}"
+        needed = "2^(halvings + levels - 1)" if self._further_halvings else "2^halvings"
+        return (
+            f"an image of {self.height}x{self.width} pixels is not divisible by {needed} = {stride}; "
+            f"choose --image-size {fitting}, or fewer --halvings or --levels"
+        )
+
+    def without_effect(self, given: Iterable[str]) -> list[str]:
+        """Of the options given those that mean nothing here, with what they belong to."""
+        named = set(given)
+        idle = {
+            name: f"--bottleneck {' or '.join(owners)}"
+            for name, owners in _OWNERS.items()
+            if name in named and self.bottleneck not in owners
+        }
+        if self.codebook_rule == "simvq":
+            idle |= dict.fromkeys(named & {"revival_threshold", "revival_ends"}, "other codebook rules")
+        if not self.adversarial and "adversarial_weight" in named:
+            idle["adversarial_weight"] = "--adversarial"
+        if self.levels == 1 and "level_kind" in named:
+            idle["level_kind"] = "--levels of 2 or more"
+        return [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
 
     @property
     def is_discrete(self) -> bool:
@@ -133,15 +173,24 @@ class VQVAEConfig:
 
     @property
     def fsq_levels(self) -> tuple[int, ...]:
-        """Levels of each channel of fsq: num_codes as few factors of 8 at most, largest first; () if it has none."""
-        rest, factors = self.num_codes, []
-        while rest > 1:
-            factor = next((f for f in range(8, 1, -1) if rest % f == 0), 0)
-            if not factor:
-                return ()
-            factors.append(factor)
-            rest //= factor
-        return tuple(factors)
+        """Levels of each channel of fsq, largest first; () if there are none.
+
+        num_codes as a product of few factors of 8 at most, the smallest of them as large as can be.
+        """
+        return max(_factors(self.num_codes, 8), key=lambda found: (-len(found), found[::-1]), default=())
+
+
+def belongs(option: str, bottleneck: str) -> bool:
+    """Whether an option means anything to a bottleneck."""
+    return bottleneck in _OWNERS.get(option, (bottleneck,))
+
+
+def _factors(number: int, largest: int) -> list[tuple[int, ...]]:
+    """All ways to write a number as a product of 2 to `largest`, in falling order."""
+    if number == 1:
+        return [()]
+    usable = [factor for factor in range(min(largest, number), 1, -1) if number % factor == 0]
+    return [(factor, *rest) for factor in usable for rest in _factors(number // factor, factor)]
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -42,6 +42,7 @@ class Levels(nn.Module):
         self.direct = config.levels == 1 or (config.bottleneck == "vq" and not self.hierarchical)
         bottlenecks = [BOTTLENECKS[config.bottleneck](config) for _ in range(config.levels)]
         self.bottlenecks = nn.ModuleList(bottlenecks)
+        self.code_dim = bottlenecks[0].outputs
         inputs, outputs, hidden = bottlenecks[0].inputs, bottlenecks[0].outputs, config.hidden
         self.outputs = outputs if self.direct else hidden
         self.entry = nn.Conv2d(hidden, inputs, 1) if self.direct else nn.Identity()
@@ -87,9 +88,11 @@ class Levels(nn.Module):
         assert known is not None
         return known
 
-    def sample(self, features: Float[Tensor, "n hidden h w"], generator: torch.Generator) -> Float[Tensor, "n d h w"]:
-        """What the decoder sees of a draw from the posterior."""
-        return self._descend(features, lambda bottleneck, seen: bottleneck.sample(seen, generator))
+    def sample(
+        self, features: Float[Tensor, "n hidden h w"], noise: Float[Tensor, "n c rows columns"]
+    ) -> Float[Tensor, "n d h w"]:
+        """What the decoder sees of a draw from the posterior; `noise` is from N(0, 1), of the first level's shape."""
+        return self._descend(features, lambda bottleneck, seen: bottleneck.sample(seen, noise))
 
     def measure(self, features: Float[Tensor, "n hidden h w"]) -> tuple[Float[Tensor, "n d h w"], dict[str, Tensor]]:
         """What the decoder sees, and sums over the codes of each level for `summarise`."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from stage1_vqvae.config import VQVAEConfig
 
 BIN = 1 / 255  # the distance of two grey values, of images on [-1/2, 1/2]
+_LEAST = math.log(0.1 * BIN)
 _SPEED = 10.0  # the log scale moves this many times faster than a weight: it has far to go, from the data's on
 
 
@@ -48,8 +49,8 @@ class Likelihood(Reconstruction):
 
     @property
     def log_scale(self) -> Float[Tensor, "c 1 1"]:
-        """Log of the scale, of images on [-1/2, 1/2]; a tenth of a grey value at least."""
-        return (_SPEED * self.slow_log_scale).clamp(min=math.log(0.1 * BIN))
+        """Log of the scale, of images on [-1/2, 1/2]; it nears, but never reaches, that of a tenth of a grey value."""
+        return _LEAST + F.softplus(_SPEED * self.slow_log_scale - _LEAST)
 
     @abstractmethod
     def nats(

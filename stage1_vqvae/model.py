@@ -5,6 +5,7 @@ micro-batches and processes, and hands them back to `update`.
 """
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -122,6 +123,11 @@ class VQVAE(nn.Module):
         return [*self.levels.bottlenecks.parameters(), *self.reconstruction_loss.parameters()]
 
     @property
+    def adversaries(self) -> list[nn.Parameter]:
+        """Parameters that are trained against the others."""
+        return [] if self.critic is None else list(self.critic.parameters())
+
+    @property
     def kept_by(self) -> str | None:
         """The held-out value by which the best weights are kept; None for the latest, where a term of the loss that
         grows with training works against the error."""
@@ -137,10 +143,16 @@ class VQVAE(nn.Module):
         error = (self.decoder(decoded).float() - target.float()).double().square().sum()
         sums |= {"squared_error": error, "images": error.new_tensor(images.shape[0])}
         if isinstance(self.reconstruction_loss, Likelihood):
-            noise = torch.Generator(images.device).manual_seed(0)
-            drawn = self.decoder(self.levels.sample(features, noise)).double()
-            sums["pixel_nats"] = self.reconstruction_loss.nats(drawn, images).sum()
+            sums["pixel_nats"] = self._pixel_nats(images, self.reconstruction_loss)
         return sums
+
+    def _pixel_nats(self, images: UInt8[Tensor, "n c h w"], likelihood: Likelihood) -> Float[Tensor, ""]:
+        """What pixels cost given a draw of the codes; in full precision, as bfloat16 moves them by a grey value."""
+        shape = (self.levels.code_dim, *self.config.grids[0])
+        with torch.autocast(images.device.type, enabled=False):
+            noise = _noise_of(images, shape).to(self.data_variance)
+            drawn = self.decoder(self.levels.sample(self.encoder(self._normalise(images)), noise))
+            return likelihood.nats(drawn.double(), images).sum()
 
     def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """NMSE, PSNR (dB), the health of the codes over the split that `sums` were added up over, and bits.
@@ -187,6 +199,17 @@ class VQVAE(nn.Module):
             most = f", or up to {len(grids)} levels" if len(grids) > len(codes) else ""
             raise VQVAEError(f"this model decodes codes {levels}{most}; got {[tuple(level.shape) for level in codes]}")
         bounds = [(int(level.min()), int(level.max())) for level in codes if level.numel() and self.config.is_discrete]
+        if len({len(level) for level in codes}) > 1:
+            raise VQVAEError(
+                f"the levels are of {' and '.join(str(len(level)) for level in codes)} images; give as many"
+            )
         if any(not 0 <= least <= most < self.config.num_codes for least, most in bounds):
             least, greatest = min(bound[0] for bound in bounds), max(bound[1] for bound in bounds)
             raise VQVAEError(f"codes must lie in [0, {self.config.num_codes}); got {least} to {greatest}")
+
+
+def _noise_of(images: UInt8[Tensor, "n c h w"], shape: tuple[int, ...]) -> Float[Tensor, "n ..."]:
+    """N(0, 1) as a function of each image alone, whatever its batch and process."""
+    seeds = [zlib.crc32(image.tobytes()) for image in images.cpu().numpy()]
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise) if noise else torch.zeros(0, *shape)

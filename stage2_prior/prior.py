@@ -104,6 +104,11 @@ class PriorTask(nn.Module):
         """Weight decay may act on every weight."""
         return []
 
+    @property
+    def adversaries(self) -> list[nn.Parameter]:
+        """No weight is trained against others."""
+        return []
+
     def initialise(self, batches: Sequence[CodeBatch], generator: torch.Generator) -> None:
         """A prior needs no data to start from."""
 

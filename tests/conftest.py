@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline import train_prior, train_vqvae
+from stage1_vqvae.config import belongs
 
 TINY_VQVAE: dict[str, Any] = {
     "hidden": 8,
@@ -28,6 +29,12 @@ TINY_PRIOR: dict[str, Any] = {
     "batch_size": 8,
     "precision": "float32",
 }
+
+
+def tiny_vqvae(bottleneck: str, **options: Any) -> dict[str, Any]:
+    """The tiny stage 1 with another bottleneck, less the options that mean nothing to it."""
+    kept = {name: value for name, value in TINY_VQVAE.items() if belongs(name, bottleneck)}
+    return {**kept, "bottleneck": bottleneck, **options}
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from stage1_vqvae.bottlenecks import (
     VectorQuantizer,
 )
 from stage1_vqvae.bottlenecks.gumbel import FINAL_TEMPERATURE, kl_to_uniform, temperature
-from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
+from tests.conftest import TINY_PRIOR, shapes, tiny_vqvae
 
 Name = Literal["vq", "gumbel", "fsq", "gaussian", "mmd", "none"]
 every_bottleneck = pytest.mark.parametrize("name", list(BOTTLENECKS))
@@ -40,7 +40,18 @@ def finite(num_codes: int) -> FiniteScalarQuantizer:
 
 
 @pytest.mark.parametrize(
-    ("num_codes", "levels"), [(512, (8, 8, 8)), (1000, (8, 5, 5, 5)), (64, (8, 8)), (16384, (8, 8, 8, 8, 4)), (6, (6,))]
+    ("num_codes", "levels"),
+    [
+        (512, (8, 8, 8)),
+        (1000, (8, 5, 5, 5)),
+        (64, (8, 8)),
+        (16384, (8, 8, 8, 8, 4)),
+        (6, (6,)),
+        (16, (4, 4)),
+        (1024, (8, 8, 4, 4)),
+        (14, (7, 2)),
+        (2, (2,)),
+    ],
 )
 def test_levels_multiply_to_the_number_of_codes(num_codes: int, levels: tuple[int, ...]) -> None:
     assert config("fsq", num_codes).fsq_levels == levels
@@ -51,7 +62,7 @@ def test_a_number_of_codes_without_levels_is_refused() -> None:
         config("fsq", 509)
 
 
-@given(st.sampled_from([6, 12, 35, 64, 1000]))
+@given(st.sampled_from([2, 6, 12, 14, 35, 64, 1000]))
 def test_codes_and_vectors_are_one_to_one(num_codes: int) -> None:
     layer = finite(num_codes)
     codes = torch.arange(num_codes).reshape(1, 1, -1)
@@ -64,11 +75,23 @@ def test_codes_and_vectors_are_one_to_one(num_codes: int) -> None:
     # An output that the squashing takes to the vector has the code.
     reach = (layer.levels - 1) * (1 + 1e-3) / 2
     offset = torch.where(layer.levels % 2 == 0, 0.5, 0.0)
-    outputs = ((vectors * layer.centre + offset) / reach).atanh() - (offset / reach).atanh()
+    shift = torch.where(layer.levels > 2, (offset / reach).atanh(), 0.0)
+    outputs = ((vectors * layer.centre + offset) / reach).atanh() - shift
     assert torch.equal(layer.encode(outputs), codes)
 
 
-@pytest.mark.parametrize("num_codes", [5, 8, 35])
+@pytest.mark.parametrize("num_codes", [2, 3, 4, 5, 6, 7, 8])
+def test_every_level_learns_from_the_start(num_codes: int) -> None:
+    layer = finite(num_codes)
+    outputs = torch.zeros(1, 1, 1, 1, requires_grad=True)
+    (layer(outputs, 0.0).quantised * layer.centre).sum().backward()
+    assert outputs.grad is not None and float(outputs.grad) > 0.4
+    codes = layer.encode(torch.randn(1, 1, 1, 2000))
+    counts = np.bincount(codes.flatten().numpy(), minlength=num_codes)
+    assert counts.min() > 10 and counts.max() < 1200
+
+
+@pytest.mark.parametrize("num_codes", [2, 5, 8, 35])
 def test_every_level_is_reached_and_no_other(num_codes: int) -> None:
     layer = finite(num_codes)
     dim = layer.inputs
@@ -164,7 +187,7 @@ def test_the_loss_reaches_every_weight(name: Name) -> None:
 @every_discrete_one
 def test_each_discrete_bottleneck_feeds_stage_two(tmp_path: Path, name: Name) -> None:
     images, targets = shapes()
-    train_vqvae(out="run", images=images, targets=targets, **{**TINY_VQVAE, "bottleneck": name, "steps": 4})
+    train_vqvae(out="run", images=images, targets=targets, **tiny_vqvae(name, steps=4))
     train_prior("run", images=images, targets=targets, force=True, **{**TINY_PRIOR, "steps": 4})
     samples = generate("run", 3)
     assert samples.images.shape == (3, 1, 8, 12) and int(samples.codes[0].max()) < 12

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import UsageError, compare, load
+from pipeline import DataError, UsageError, compare, load
 from pipeline.cli import main
 from pipeline.fidelity import fidelity, principal_components
 from tests.conftest import TINY_VQVAE, shapes
@@ -79,7 +79,7 @@ def test_the_table_has_a_row_for_each_and_principal_components_beside(comparison
     assert rows["vq"]["code_use"] is not None and rows["gaussian"]["active_units"] is not None
     held_out = json.loads((comparison / "vq" / "vqvae" / "held_out.json").read_text())
     assert rows["vq"]["nmse"] == pytest.approx(held_out["nmse"], rel=0.01)  # that one is not rounded to bytes
-    lines = (comparison / "compare.md").read_text().splitlines()
+    lines = [line for line in (comparison / "compare.md").read_text().splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 4 and all(line.count("|") == lines[0].count("|") for line in lines)
     with Image.open(comparison / "compare.png") as picture:
         assert picture.height == 6 * 2 * (16 + 2 * 2)  # images, four rows of reconstructions, one drawn; twice as large
@@ -88,7 +88,7 @@ def test_the_table_has_a_row_for_each_and_principal_components_beside(comparison
 
 def test_what_is_there_is_not_trained_again(comparison: Path) -> None:
     images, targets = shapes(size=(16, 24))
-    before = (comparison / "compare.md").read_text()
+    before = (comparison / "compare.md").read_text().partition("\n\n")[0]
     weights = [comparison / name / "vqvae" / "model.safetensors" for name in NAMES]
     written = [path.stat().st_mtime_ns for path in weights]
     compare(out=comparison, bottlenecks=[*NAMES, "fsq"], images=images, targets=targets, **OPTIONS)
@@ -97,6 +97,22 @@ def test_what_is_there_is_not_trained_again(comparison: Path) -> None:
     assert (comparison / "compare.md").read_text().startswith(before)
     with pytest.raises(UsageError, match="--hidden 16 contradicts the run, which has 8"):
         compare(out=comparison, bottlenecks=NAMES, images=images, targets=targets, **{**OPTIONS, "hidden": 16})
+
+
+def test_runs_of_other_images_or_presets_are_not_compared(comparison: Path) -> None:
+    images, targets = shapes(size=(16, 24))
+    with pytest.raises(UsageError, match="--seed 1 contradicts the run, which has 0"):
+        compare(out=comparison, bottlenecks=NAMES, images=images, targets=targets, **{**OPTIONS, "seed": 1})
+    fewer = {name: value for name, value in OPTIONS.items() if name not in ("hidden", "steps")}
+    with pytest.raises(UsageError, match="--hidden 32 contradicts the run, which has 8"):
+        compare(out=comparison, bottlenecks=NAMES, images=images, targets=targets, preset="tiny", **fewer)
+    with pytest.raises(DataError, match="the images are not those"):
+        compare(out=comparison, bottlenecks=NAMES, images=images[::-1].copy(), targets=targets, **OPTIONS)
+
+
+def test_small_images_have_no_similarity() -> None:
+    images = np.zeros((2, 1, 8, 8), np.uint8)
+    assert fidelity(images, images, 0.1).ssim is None
 
 
 def test_bad_comparisons_are_refused_before_any_training(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from pipeline.training import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig
 from stage1_vqvae.critic import Critic, heard
 from stage1_vqvae.loss import BIN, DiscretizedLogistic, GaussianLikelihood, Likelihood
+from stage1_vqvae.model import _noise_of
 from tests.conftest import TINY_VQVAE, shapes
 
 Kind = Literal["gaussian", "discretized-logistic"]
@@ -29,7 +30,10 @@ def config(**options: Any) -> VQVAEConfig:
 
 def likelihood(kind: Kind, scale: float) -> Likelihood:
     made = KINDS[kind](config(), 0.05)
-    made.slow_log_scale.data.fill_(math.log(scale) / 10)
+    least = math.log(0.1 / 255)
+    beyond = math.log(scale) - least  # softplus undone
+    made.slow_log_scale.data.fill_((least + beyond + math.log(-math.expm1(-beyond))) / 10)
+    torch.testing.assert_close(made.log_scale.detach().exp(), torch.full((3, 1, 1), scale))
     return made
 
 
@@ -95,6 +99,21 @@ def test_the_scale_is_calibrated_by_training(kind: Kind) -> None:
     torch.testing.assert_close(made.log_scale.detach().exp(), spread, rtol=0.06, atol=0)
 
 
+def test_a_scale_that_has_become_too_small_finds_back() -> None:
+    made = GaussianLikelihood(config(), 0.05)
+    made.slow_log_scale.data.fill_(-1.0)
+    made(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.2), torch.tensor(0.0)).backward()
+    assert made.slow_log_scale.grad is not None and bool((made.slow_log_scale.grad < 0).all())
+
+
+def test_noise_belongs_to_the_image_and_not_to_its_batch() -> None:
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    noise = _noise_of(images, (4, 2, 2))
+    assert torch.equal(_noise_of(images[3:], (4, 2, 2)), noise[3:]) and len({float(part.sum()) for part in noise}) == 5
+    many = _noise_of(torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8), (4, 4, 4))
+    assert abs(float(many.mean())) < 0.03 and float(many.std()) == pytest.approx(1, abs=0.03)
+
+
 @every_likelihood
 @pytest.mark.parametrize("bottleneck", ["vq", "gaussian"])
 def test_bits_per_dim_are_those_of_pixels_and_codes(kind: Kind, bottleneck: Literal["vq", "gaussian"]) -> None:
@@ -105,7 +124,7 @@ def test_bits_per_dim_are_those_of_pixels_and_codes(kind: Kind, bottleneck: Lite
     assert isinstance(made, Likelihood)
     with torch.no_grad():
         features = network.encoder(network._normalise(images))
-        drawn = network.levels.sample(features, torch.Generator().manual_seed(0))
+        drawn = network.levels.sample(features, _noise_of(images, (network.levels.code_dim, 2, 2)).double())
         pixels = float(made.nats(network.decoder(drawn), images).mean()) / math.log(2)
         outputs = network.levels.entry(features)
     if bottleneck == "vq":

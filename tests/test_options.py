@@ -14,6 +14,7 @@ from pipeline.data import DataConfig
 from pipeline.launch import merge
 from pipeline.options import build, flatten, option_fields
 from pipeline.settings import PRESETS, TrainingConfig
+from pipeline.stage1 import new_options
 from stage1_vqvae import VQVAEConfig
 from stage2_prior import PixelCNNConfig
 
@@ -84,3 +85,30 @@ def test_micro_batches_must_divide_the_batch() -> None:
 def test_every_command_has_help(name: str) -> None:
     result = CliRunner().invoke(main, [name, "--help"])
     assert result.exit_code == 0 and len(result.output) > 100
+
+
+def test_options_that_mean_nothing_are_refused_by_name() -> None:
+    given = {
+        "bottleneck": "gaussian",
+        "num_codes": 64,
+        "mmd_weight": 2.0,
+        "adversarial_weight": 1.0,
+        "level_kind": "residual",
+    }
+    with pytest.raises(UsageError) as error:
+        new_options(given, None, None)
+    said = str(error.value)
+    assert "--num-codes belongs to --bottleneck vq or gumbel or fsq" in said
+    assert "--mmd-weight belongs to --bottleneck mmd" in said
+    assert "--adversarial-weight belongs to --adversarial" in said
+    assert "--level-kind belongs to --levels of 2 or more" in said
+    with pytest.raises(UsageError, match="--revival-ends belongs to other codebook rules"):
+        new_options({"codebook_rule": "simvq", "revival_ends": 0.5}, None, None)
+    assert new_options({"halvings": 8, "levels": 7, "image_size": "32768"}, None, None).model.levels == 7
+
+
+def test_all_that_does_not_fit_together_is_named_at_once() -> None:
+    with pytest.raises(
+        ValueError, match=r"not divisible by 2\^halvings = 4(.|\n)*no product of 2 to 8(.|\n)*judges patches"
+    ):
+        VQVAEConfig(height=3, width=3, bottleneck="fsq", num_codes=509, adversarial=True)

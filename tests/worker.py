@@ -11,7 +11,7 @@ import torch
 
 from pipeline import generate, generate_files, processes, train_prior, train_vqvae
 from pipeline.storage import save_tensors
-from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
+from tests.conftest import TINY_PRIOR, shapes, tiny_vqvae
 
 KINDS: dict[str, dict[str, Any]] = {
     "ema": {"codebook_rule": "ema"},
@@ -34,7 +34,9 @@ def work(folder: Path) -> None:
     images, targets = shapes()
     for name, choice in KINDS.items():
         run = folder / name
-        options = {**TINY_VQVAE, **choice, "micro_batches": 4, "flip": True, "revival_threshold": 0.5}
+        bottleneck = str(choice.get("bottleneck", "vq"))
+        options = {**tiny_vqvae(bottleneck), **choice, "micro_batches": 4, "flip": True}
+        options |= {"revival_threshold": 0.5} if bottleneck == "vq" else {}
         train_vqvae(out=run, images=images, targets=targets, **options)
         train_prior(
             run, images=images, targets=targets, force=True, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5}
@@ -48,7 +50,7 @@ def work(folder: Path) -> None:
                 save_tensors(run / f"samples-{precision}.safetensors", tensors)
         generate_files(run, n=N, seed=5, out=run / "files", batch_size=2, format="zip")
     for name, choice in STAGE_1_KINDS.items():
-        options = {**TINY_VQVAE, **choice, "micro_batches": 4, "flip": True}
+        options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
         train_vqvae(out=folder / name, images=images, targets=targets, **options)
 
 

@@ -74,9 +74,12 @@ class Bottleneck(nn.Module, ABC):
         """The vectors that codes stand for."""
 
     def sample(
-        self, outputs: Float[Tensor, "n inputs h w"], generator: torch.Generator | None = None
+        self, outputs: Float[Tensor, "n inputs h w"], noise: Float[Tensor, "n c rows columns"]
     ) -> Float[Tensor, "n dim h w"]:
-        """What the decoder sees of a draw from the posterior, which most bottlenecks put on one point."""
+        """What the decoder sees of a draw from the posterior, which most bottlenecks put on one point.
+
+        `noise` is from N(0, 1).
+        """
         return self.decode(self.encode(outputs))
 
     @abstractmethod

@@ -60,10 +60,14 @@ class FiniteScalarQuantizer(DiscreteBottleneck):
         return (digits - self.centre) / self.centre
 
     def _bounded(self, outputs: Float[Tensor, "n dim h w"]) -> Float[Tensor, "n dim h w"]:
-        """Outputs squashed so that rounding yields as many values as there are levels, 0 staying between or on one."""
+        """Outputs squashed so that rounding yields as many values as there are levels.
+
+        0 is squashed to 0, but for 2 levels: there the squashing would be flat, and 0 lies between them.
+        """
         reach = (self.levels.to(outputs.dtype) - 1) * (1 + _MARGIN) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(outputs.dtype)
-        return (outputs + (offset / reach).atanh()).tanh() * reach - offset
+        shift = torch.where(self.levels > 2, (offset / reach).atanh(), 0.0).to(outputs.dtype)
+        return (outputs + shift).tanh() * reach - offset
 
     def _codes(self, rounded: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         return ((rounded.long() + self.levels // 2) * self.places).sum(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from stage1_vqvae.bottlenecks.base import BottleneckOutput, ContinuousBottleneck, at_least_float32, warm_up
 from stage1_vqvae.config import VQVAEConfig
 
-_EXTREME = 10.0  # of a log variance: beyond it exp overflows sooner than an optimizer would come back
+_LEAST, _GREATEST = -30.0, 20.0  # log variances: no training comes near, and exp stays finite
 
 
 def kl_to_standard_normal(
@@ -39,7 +39,7 @@ class GaussianBottleneck(ContinuousBottleneck):
             mean, log_variance = _parameters(at_least_float32(outputs))
             kl = kl_to_standard_normal(mean, log_variance).sum((1, 2, 3)).mean()
             return BottleneckOutput(
-                quantised=_draw(mean, log_variance) if self.training else mean,
+                quantised=_draw(mean, log_variance, torch.randn_like(mean)) if self.training else mean,
                 codes=mean.detach(),
                 loss=self.kl_scale * warm_up(progress) * kl,
                 metrics={"kl": kl.detach()},
@@ -54,10 +54,10 @@ class GaussianBottleneck(ContinuousBottleneck):
         return codes
 
     def sample(
-        self, outputs: Float[Tensor, "n twice h w"], generator: torch.Generator | None = None
+        self, outputs: Float[Tensor, "n twice h w"], noise: Float[Tensor, "n dim h w"]
     ) -> Float[Tensor, "n dim h w"]:
         """A draw from the posterior of each image."""
-        return _draw(*_parameters(outputs), generator)
+        return _draw(*_parameters(at_least_float32(outputs)), noise)
 
     def measure(self, outputs: Float[Tensor, "n twice h w"], codes: Float[Tensor, "n dim h w"]) -> dict[str, Tensor]:
         """Also the KL of each unit."""
@@ -73,9 +73,8 @@ class GaussianBottleneck(ContinuousBottleneck):
 
 def _parameters(outputs: Float[Tensor, "n twice h w"]) -> tuple[Tensor, Tensor]:
     mean, log_variance = outputs.chunk(2, 1)
-    return mean, log_variance.clamp(-_EXTREME, _EXTREME)
+    return mean, log_variance.clamp(_LEAST, _GREATEST)
 
 
-def _draw(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    noise = torch.empty_like(mean).normal_(generator=generator)
+def _draw(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     return mean + (0.5 * log_variance).exp() * noise

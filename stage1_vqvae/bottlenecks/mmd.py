@@ -15,16 +15,24 @@ from stage1_vqvae.config import VQVAEConfig
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the kernel's width, in units of E|x - y|^2 of two N(0, I)
 
 
-def kernel_mean(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor, ""]:
-    """The mean over all pairs of the inverse multiquadrics C / (C + |x - y|^2), averaged over their widths C."""
+def kernel(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
+    """The inverse multiquadric C / (C + |x - y|^2) of each pair, averaged over the widths C."""
     squared = (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
     widths = [scale * 2 * x.shape[1] for scale in _SCALES]
-    return torch.stack([(width / (width + squared)).mean() for width in widths]).mean()
+    return torch.stack([width / (width + squared) for width in widths]).mean(0)
 
 
 def squared_mmd(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor, ""]:
-    """The squared maximum mean discrepancy of two samples, all pairs counted: 0 for equal samples, never negative."""
-    return kernel_mean(x, x) + kernel_mean(y, y) - 2 * kernel_mean(x, y)
+    """An estimate of the squared maximum mean discrepancy of two distributions from samples of two and more.
+
+    Unbiased (no vector is paired with itself): for equal distributions it is 0 in the mean, and may be negative.
+    """
+    return _mean_of_others(kernel(x, x)) + _mean_of_others(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def _mean_of_others(pairs: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+    n = pairs.shape[0]
+    return (pairs.sum() - pairs.diagonal().sum()) / max(1, n * (n - 1))
 
 
 class MMDBottleneck(IdentityBottleneck):
