@@ -25,6 +25,7 @@ SONNET: dict[str, Any] = {
     "encoder_kernel": 3,
     "code_dim": 64,
     "num_codes": 512,
+    "ema_decay": 0.99,
     "revival_threshold": 0.0,
     "steps": 10_000,
     "batch_size": 32,

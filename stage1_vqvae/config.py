@@ -84,7 +84,13 @@ class VQVAEConfig:
     adversarial: bool = Field(default=False, description="Add a critic of patches, since squared error blurs.")
     adversarial_weight: float = Field(default=0.02, gt=0, description="Of the critic's term.")
     commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss, beta.")
-    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Decay of the moving averages of code statistics.")
+    ema_decay: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Decay of the moving averages of codes [default: 0.9 to 0.99, so that a code is the mean of about "
+        "200 vectors: slower ones lag behind the encoder].",
+    )
     revival_threshold: float = Field(
         default=0.05,
         ge=0,

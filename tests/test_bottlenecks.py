@@ -195,7 +195,7 @@ def test_each_discrete_bottleneck_feeds_stage_two(tmp_path: Path, name: Name) ->
 
 @every_discrete_one
 def test_the_mean_vector_is_that_of_the_codes_in_use(name: Name) -> None:
-    layer = BOTTLENECKS[name](config(name))
+    layer = BOTTLENECKS[name](config(name, ema_decay=0.99))
     assert isinstance(layer, DiscreteBottleneck)
     counts = torch.rand(12, 1)
     layer.update(Statistics(torch.cat([torch.zeros(12, layer.outputs), counts], 1), torch.zeros(0, 3)), 1.0, GENERATOR)

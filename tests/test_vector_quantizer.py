@@ -169,3 +169,13 @@ def test_initialisation_gives_every_code_vectors(rule: str) -> None:
     codes = layer.encode(torch.cat(batches).T.reshape(1, 3, 1, -1))
     assert len(set(codes.flatten().tolist())) == 6
     assert float(layer.mean_counts.sum()) == pytest.approx(100, rel=1e-3), "counts are those of one batch"
+
+
+@pytest.mark.parametrize(("vectors", "share"), [(12, 0.01), (36, 0.03), (1000, 0.1)])
+def test_averages_move_so_fast_that_a_code_is_the_mean_of_two_hundred_vectors(vectors: int, share: float) -> None:
+    layer = quantizer("ema", revival_threshold=0.0)
+    before = layer.mean_counts.clone()
+    sums = torch.zeros(6, layer.outputs + 1)
+    sums[:, -1] = vectors / 6
+    layer.update(Statistics(sums, torch.zeros(0, layer.outputs)), 0.0, torch.Generator())
+    torch.testing.assert_close(layer.mean_counts, before + share * (sums[:, -1] - before))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from stage1_vqvae.bottlenecks.codebook import count_codes, perplexity
 
+AVERAGED = 200  # vectors that a code is the mean of, about, unless a decay is given
+SLOWEST, FASTEST = 0.01, 0.1  # share of a moving average that a step replaces
 WARM_UP = 0.1  # share of the training over which the weight of a KL term rises from 0
 
 
@@ -107,7 +109,7 @@ class DiscreteBottleneck(Bottleneck):
 
     mean_counts: Tensor  # (codes,)
 
-    def __init__(self, num_codes: int, decay: float) -> None:
+    def __init__(self, num_codes: int, decay: float | None) -> None:
         super().__init__()
         self.num_codes, self.decay = num_codes, decay
         self.register_buffer("mean_counts", torch.ones(num_codes))
@@ -121,8 +123,15 @@ class DiscreteBottleneck(Bottleneck):
     def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
         """Move the average of the codes' use."""
         assert statistics is not None
-        self.mean_counts.lerp_(statistics.sums[:, -1], 1 - self.decay)
+        counts = statistics.sums[:, -1]
+        self.mean_counts.lerp_(counts, self.share_replaced(counts))
         return []
+
+    def share_replaced(self, counts: Float[Tensor, "codes"]) -> Float[Tensor, ""]:
+        """1 less the decay of the moving averages."""
+        if self.decay is not None:
+            return counts.new_tensor(1 - self.decay)
+        return (counts.sum() / (AVERAGED * self.num_codes)).clamp(SLOWEST, FASTEST)
 
     @torch.no_grad()
     def mean_vector(self) -> Float[Tensor, "dim"]:

@@ -123,7 +123,7 @@ class VectorQuantizer(DiscreteBottleneck):
         assert statistics is not None
         super().update(statistics, progress, generator)
         if self.config.codebook_rule == "ema":
-            self.mean_sums.lerp_(statistics.sums[:, :-1], 1 - self.decay)
+            self.mean_sums.lerp_(statistics.sums[:, :-1], self.share_replaced(statistics.sums[:, -1]))
             # Of a code that nothing chose for long the average says nothing.
             used = (self.mean_counts > LAPLACE)[:, None]
             self.codebook.copy_(torch.where(used, self.mean_sums / self._smoothed_counts()[:, None], self.codebook))
