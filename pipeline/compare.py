@@ -34,7 +34,7 @@ from stage1_vqvae.config import belongs
 DEFAULT = ("none", "gaussian", "gumbel", "vq", "fsq")
 _SHOWN = 12  # images of each row of the picture
 _FITTED = 20_000  # images, at most, that principal components are fitted to
-_TEXT = 96  # pixels for a row's name
+_TEXT = 112  # pixels for a row's name
 _NOTE = """
 On held-out images. Numbers are those an image becomes: integers, of which each costs its bits, or floats. The bits of
 gaussian are the KL divergence of its noisy codes, while its error is that of their means.

@@ -112,7 +112,7 @@ PRESETS = {
     "digits": Preset(vqvae=_SMALL.vqvae | {"halvings": 3}, prior=_SMALL.prior),
     "small": _SMALL,
     "base": Preset(
-        vqvae={"steps": 20_000, "batch_size": 64},
+        vqvae={"steps": 20_000, "batch_size": 64, "learning_rate": 2e-3},
         prior=_PRIOR
         | {"hidden": 96, "layers": 8, "first_kernel": 5, "dropout": 0.1, "steps": 50_000, "batch_size": 32},
     ),

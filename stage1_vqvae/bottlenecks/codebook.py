@@ -13,6 +13,7 @@ from torch.nn import functional as F
 _GROUP = 64  # codes among which the best is found at once
 
 
+@torch.no_grad()
 def nearest_codes(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "n"]:
     """The index of the nearest code of each vector, by Euclidean distance.
 
@@ -22,7 +23,11 @@ def nearest_codes(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "code
     bias = F.pad(-0.5 * codebook.square().sum(1), (0, surplus), value=-torch.inf)
     columns = F.pad(codebook, (0, 0, 0, surplus)).T
     block = max(1, _block_bytes(vectors.device) // (columns.shape[1] * columns.element_size()))
-    return torch.cat([_best(torch.addmm(bias, part, columns)) for part in torch.split(vectors, block)])
+    nearest = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+    scores = vectors.new_empty(min(block, vectors.shape[0]), columns.shape[1])  # one for all blocks
+    for part, result in zip(torch.split(vectors, block), torch.split(nearest, block), strict=True):
+        result.copy_(_best(torch.addmm(bias, part, columns, out=scores[: part.shape[0]])))
+    return nearest
 
 
 def _block_bytes(device: torch.device) -> int:

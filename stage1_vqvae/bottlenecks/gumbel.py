@@ -5,6 +5,7 @@ Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1 and append
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import einsum, rearrange
@@ -16,6 +17,7 @@ from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, 
 from stage1_vqvae.config import VQVAEConfig
 
 FINAL_TEMPERATURE = 1 / 16
+SPREAD = 3.0  # standard deviation of the first logits; smaller ones drown in the noise, and codes collapse
 
 
 def temperature(progress: float) -> float:
@@ -33,15 +35,20 @@ class GumbelQuantizer(DiscreteBottleneck):
     """The encoder gives logits over codes. In training the decoder sees a mixture of code vectors, otherwise the
     most probable one's. Computes in float32 whatever the precision around it."""
 
+    shift: Tensor  # (codes, 1, 1) and
+    gain: Tensor  # (codes, 1, 1), of the encoder's outputs, which make them logits
+
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config.num_codes, config.ema_decay)
         self.inputs, self.outputs = config.num_codes, config.code_dim
         self.kl_scale = config.kl_scale / config.values  # of nats an image, as the loss is a mean over its values
         self.codebook = nn.Parameter(torch.randn(config.num_codes, config.code_dim))
+        self.register_buffer("shift", torch.zeros(config.num_codes, 1, 1))
+        self.register_buffer("gain", torch.ones(config.num_codes, 1, 1))
 
     def forward(self, outputs: Float[Tensor, "n k h w"], progress: float) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
-            logits = at_least_float32(outputs)
+            logits = self._logits(outputs)
             codes = logits.detach().argmax(1)
             kl = kl_to_uniform(logits)
             quantised = self._mixture(logits, progress) if self.training else self.decode(codes)
@@ -57,9 +64,21 @@ class GumbelQuantizer(DiscreteBottleneck):
         weights = F.gumbel_softmax(logits, tau=temperature(progress), dim=1)
         return einsum(weights, self.codebook, "n k h w, k dim -> n dim h w")
 
+    @torch.no_grad()
+    def initialise(self, batches: Sequence[Float[Tensor, "vectors k"]], generator: torch.Generator) -> None:
+        """Make the untrained encoder's logits of each code differ as much from place to place, and be heard above the
+        noise: otherwise what all places have in common would choose the same few codes everywhere."""
+        outputs = torch.cat(list(batches)).float()
+        self.shift.copy_(rearrange(outputs.mean(0), "k -> k 1 1"))
+        self.gain.copy_(rearrange(SPREAD / outputs.std(0).clamp(min=1e-6), "k -> k 1 1"))
+
+    def _logits(self, outputs: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k h w"]:
+        return (at_least_float32(outputs) - self.shift) * self.gain
+
     def encode(self, outputs: Float[Tensor, "n k h w"]) -> Int[Tensor, "n h w"]:
         """The most probable code."""
-        return outputs.detach().argmax(1)
+        with torch.autocast(outputs.device.type, enabled=False):
+            return self._logits(outputs.detach()).argmax(1)
 
     def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:
         """The code vectors."""
