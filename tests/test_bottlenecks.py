@@ -253,3 +253,14 @@ def test_simvq_moves_all_codes_by_one_linear_map() -> None:
     frozen = layer.codebook.clone()
     assert output.statistics is not None
     assert layer.update(output.statistics, 0.0, GENERATOR) == [] and torch.equal(layer.codebook, frozen)
+
+
+def test_the_first_logits_of_gumbel_differ_as_much_for_every_code() -> None:
+    layer = GumbelQuantizer(config("gumbel"))
+    vectors = torch.randn(300, 12) * torch.rand(12) + 5 * torch.randn(12)
+    layer.initialise([vectors[:150], vectors[150:]], GENERATOR)
+    outputs = vectors.T.reshape(1, 12, 1, 300)
+    logits = layer._logits(outputs)[0, :, 0].double()
+    torch.testing.assert_close(logits.mean(1), torch.zeros(12).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits.std(1), torch.full((12,), 3.0).double(), atol=1e-4, rtol=0)
+    assert torch.equal(layer.encode(outputs)[0, 0], logits.argmax(0))
