@@ -37,8 +37,8 @@ _FITTED = 20_000  # images, at most, that principal components are fitted to
 _TEXT = 112  # pixels for a row's name
 _NOTE = """
 On held-out images. Numbers are those an image becomes: integers, of which each costs its bits, or floats. The bits of
-gaussian are the KL divergence of its noisy codes, while its error is that of their means. Errors are of images as bytes,
-so that values beyond black and white do not count.
+gaussian are the KL divergence of its noisy codes, while its error is that of their means. Errors are of images as
+bytes, so that values beyond black and white do not count.
 """
 
 

@@ -16,6 +16,7 @@ TINY_VQVAE: dict[str, Any] = {
     "residual_channels": 4,
     "num_codes": 12,
     "code_dim": 4,
+    "learning_rate": 1e-3,
     "steps": 12,
     "batch_size": 8,
     "precision": "float32",

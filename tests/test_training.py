@@ -18,7 +18,9 @@ from pipeline.errors import InterruptedRunError
 from pipeline.reporting import Silent
 from pipeline.storage import load_tensors
 from pipeline.training import Trainer, forget
+from stage1_vqvae.config import belongs
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
+from tests.worker import KINDS, STAGE_1_KINDS
 
 IMAGES, TARGETS = shapes()
 STAGE1 = {**TINY_VQVAE, "flip": True, "micro_batches": 2, "checkpoints": 12, "keep": 20}
@@ -64,13 +66,15 @@ def last_checkpoint(stage: Path) -> Path:
     return list_checkpoints(stage / "checkpoints")[-1]
 
 
-@pytest.mark.parametrize("rule", ["ema", "gradient"])
-def test_stage1_seven_steps_and_five_are_twelve(tmp_path: Path, rule: str) -> None:
-    whole = stage1(tmp_path / "whole", codebook_rule=rule)
+@pytest.mark.parametrize("kind", [*KINDS, *STAGE_1_KINDS])
+def test_stage1_seven_steps_and_five_are_twelve(tmp_path: Path, kind: str) -> None:
+    options = {**KINDS, **STAGE_1_KINDS}[kind]
+    left_out = {name: None for name in TINY_VQVAE if not belongs(name, options.get("bottleneck", "vq"))}
+    whole = stage1(tmp_path / "whole", **options, **left_out)
     with pytest.raises(PowerCutError):
-        stage1(tmp_path / "parts", codebook_rule=rule, reporter=interrupting(7))
+        stage1(tmp_path / "parts", **options, **left_out, reporter=interrupting(7))
     assert last_checkpoint(tmp_path / "parts" / "vqvae").name == "step-000000007"
-    parts = stage1(tmp_path / "parts", codebook_rule=rule, resume="auto")
+    parts = stage1(tmp_path / "parts", **options, **left_out, resume="auto")
     assert_same_files(last_checkpoint(whole), last_checkpoint(parts))
     assert_same_files(whole, parts)
     seventh = list_checkpoints(whole / "checkpoints")[6]
