@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -123,7 +124,7 @@ def breakdown(trainer: Trainer, first: int) -> dict[str, float]:
         trainer.state.optimizer.zero_grad()
         trainer.task.update(output.statistics, 0.5, torch.Generator())
         marks.append(perf_counter())
-        for name, start, end in zip(parts, marks, marks[1:], strict=False):
+        for name, (start, end) in zip(parts, pairwise(marks), strict=True):
             parts[name].append(1000 * (end - start))
     return {name: round(statistics.median(values), 1) for name, values in parts.items()}
 

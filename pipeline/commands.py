@@ -64,7 +64,8 @@ def train_vqvae(options: dict[str, Any]) -> None:
     done = run_stage1(reporter=_reporter(), **options)
     config = read_config(RunFolder(done.run).vqvae, VQVAERun).model
     drawn = config.bottleneck in DRAWN_FROM_NORMAL
-    after = f"train-prior {done.run}" if config.is_discrete else f"sample {done.run}" if drawn else f"info {done.run}"
+    trainable = config.is_discrete and config.levels == 1
+    after = f"train-prior {done.run}" if trainable else f"sample {done.run}" if drawn else f"info {done.run}"
     _print(f"wrote {done.run / 'vqvae'} ({brief(done.held_out)} held out); next: gen {after}")
 
 

@@ -88,6 +88,7 @@ def generate(
     warping = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     config, warp = build([SampleConfig, Warp], {**sizes, **warping}, {})
     folder = find_run(run, "samples")
+    check_drawable(folder)
     accelerator = processes.start()
     model = load(folder.path, device=device or accelerator.device, precision=config.precision)
     drawing: dict[str, Any] = {"seed": config.seed, "label": label, "batch_size": config.batch_size, "warp": warp}

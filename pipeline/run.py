@@ -159,8 +159,14 @@ def check_latents(config: VQVAERun) -> None:
 
 def check_drawable(run: RunFolder) -> None:
     """Raise UsageError or CheckpointError unless images can be drawn from a run."""
-    if is_finished(run.vqvae) and not read_config(run.vqvae, VQVAERun).model.is_discrete:
-        check_latents(read_config(run.vqvae, VQVAERun))
+    config = read_config(run.vqvae, VQVAERun) if is_finished(run.vqvae) else None
+    if config is not None and not config.model.is_discrete:
+        check_latents(config)
+    elif config is not None and config.model.levels > 1:
+        raise UsageError(
+            f"{run.path} has {config.model.levels} levels of codes, and priors over more than 1 are not built yet: "
+            "there is nothing to draw from"
+        )
     else:
         check_prior_is_finished(run)
 

@@ -114,7 +114,9 @@ class VQVAE(nn.Module):
 
     def update(self, statistics: Sequence[Statistics], progress: float, generator: torch.Generator) -> list[Reset]:
         """Once a step, after the optimizer, with the statistics of the whole batch. Returns replaced rows."""
-        levels = zip(self.levels.bottlenecks, statistics, strict=False)  # continuous ones have none
+        if not self.config.is_discrete:
+            return []
+        levels = zip(self.levels.bottlenecks, statistics, strict=True)
         return [reset for level, own in levels for reset in cast(Bottleneck, level).update(own, progress, generator)]
 
     @property

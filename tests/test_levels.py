@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import UsageError, load, train_prior, train_vqvae
+from pipeline import UsageError, generate, load, train_prior, train_vqvae
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAEError
 from stage1_vqvae.bottlenecks import VectorQuantizer
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
@@ -176,3 +176,5 @@ def test_levels_are_trained_saved_and_loaded(kind: Kind) -> None:
         loaded.decode((codes[0], codes[1], codes[1]))
     with pytest.raises(UsageError, match="2 levels of codes, and priors over more than 1 are not built yet"):
         train_prior("run", images=images, targets=targets, **TINY_PRIOR)
+    with pytest.raises(UsageError, match=r"2 levels of codes, .* there is nothing to draw from"):
+        generate("run", 1)
