@@ -16,8 +16,8 @@ _OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "unit_codes": ("vq",),
         "commitment": ("vq",),
         "ema_decay": ("vq", "gumbel", "fsq"),
-        "revival_threshold": ("vq",),
-        "revival_ends": ("vq",),
+        "revival_threshold": ("vq", "gumbel"),
+        "revival_ends": ("vq", "gumbel"),
         "kl_weight": ("gumbel", "gaussian"),
         "mmd_weight": ("mmd",),
     }

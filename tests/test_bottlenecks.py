@@ -1,5 +1,6 @@
 """The bottlenecks beside the vector quantizer, against independent computations; and what all of them hold to."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,8 +114,8 @@ def test_the_gradient_of_finite_scalars_is_that_of_the_squashing() -> None:
 
 
 def test_kl_to_uniform_is_that_of_torch() -> None:
-    logits = 3 * torch.randn(2, 12, 3, 4)
-    expected = kl_divergence(Categorical(logits=logits.movedim(1, -1)), Categorical(logits=torch.zeros(2, 3, 4, 12)))
+    logits = 3 * torch.randn(24, 12)
+    expected = kl_divergence(Categorical(logits=logits), Categorical(logits=torch.zeros(24, 12)))
     torch.testing.assert_close(kl_to_uniform(logits), expected)
 
 
@@ -126,9 +127,10 @@ def test_the_temperature_falls_from_one_to_a_sixteenth() -> None:
 
 
 def test_the_kl_term_warms_up_from_nothing() -> None:
-    layer, logits = GumbelQuantizer(config("gumbel", kl_weight=0.5)), torch.randn(2, 12, 3, 4)
-    kl = float(kl_to_uniform(logits).sum((1, 2)).mean()) / 64  # nats an image, shared out over its values
-    assert [float(layer(logits, progress).loss.detach()) for progress in (0.0, 0.05, 0.1, 1.0)] == pytest.approx(
+    layer, outputs = GumbelQuantizer(config("gumbel", kl_weight=0.5)), torch.randn(2, 3, 3, 4)
+    logits = layer.logits(outputs.movedim(1, -1).reshape(24, 3)).detach()
+    kl = float(kl_to_uniform(logits).sum()) / 2 / 64  # nats an image, shared out over its values
+    assert [float(layer(outputs, progress).loss.detach()) for progress in (0.0, 0.05, 0.1, 1.0)] == pytest.approx(
         [0, 0.25 * kl, 0.5 * kl, 0.5 * kl]
     )
 
@@ -136,8 +138,10 @@ def test_the_kl_term_warms_up_from_nothing() -> None:
 def test_relaxed_samples_have_the_marginals_of_the_logits() -> None:
     layer = GumbelQuantizer(config("gumbel", 4)).train()
     layer.codebook.data = F.one_hot(torch.arange(4)).float()[:, :3]  # the mixture's weights can be read off
-    logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
-    mixture = layer(logits.reshape(1, 4, 1, 1).expand(20_000, 4, 1, 1), 0.3).quantised.detach().flatten(1)
+    layer.log_precision.data += math.log(1.5)
+    outputs = torch.tensor([0.4, 1.1, -0.3])
+    logits = -1.5 * (layer.codebook.detach() - outputs).square().sum(1)
+    mixture = layer(outputs.reshape(1, 3, 1, 1).expand(20_000, 3, 1, 1), 0.3).quantised.detach().flatten(1)
     chosen = torch.cat([mixture, 1 - mixture.sum(1, keepdim=True)], 1).argmax(1)
     expected = 20_000 * logits.softmax(0)
     chi_square = float(((torch.bincount(chosen, minlength=4) - expected) ** 2 / expected).sum())
@@ -147,7 +151,7 @@ def test_relaxed_samples_have_the_marginals_of_the_logits() -> None:
 def test_relaxed_samples_are_nearly_codes_at_the_end() -> None:
     layer = GumbelQuantizer(config("gumbel", 4)).train()
     layer.codebook.data = torch.eye(4)[:, :3]
-    mixture = layer(4 * torch.randn(500, 4, 1, 1), 1.0).quantised.detach()
+    mixture = layer(4 * torch.randn(500, 3, 1, 1), 1.0).quantised.detach()
     assert float((mixture.round() - mixture).abs().mean()) < 0.02
 
 
@@ -255,12 +259,30 @@ def test_simvq_moves_all_codes_by_one_linear_map() -> None:
     assert layer.update(output.statistics, 0.0, GENERATOR) == [] and torch.equal(layer.codebook, frozen)
 
 
-def test_the_first_logits_of_gumbel_differ_as_much_for_every_code() -> None:
+def test_gumbel_starts_from_k_means_and_as_sharp_as_codes_are_near() -> None:
     layer = GumbelQuantizer(config("gumbel"))
-    vectors = torch.randn(300, 12) * torch.rand(12) + 5 * torch.randn(12)
+    vectors = 5 * torch.randn(300, 3) + 2
     layer.initialise([vectors[:150], vectors[150:]], GENERATOR)
-    outputs = vectors.T.reshape(1, 12, 1, 300)
-    logits = layer._logits(outputs)[0, :, 0].double()
-    torch.testing.assert_close(logits.mean(1), torch.zeros(12).double(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits.std(1), torch.full((12,), 3.0).double(), atol=1e-4, rtol=0)
-    assert torch.equal(layer.encode(outputs)[0, 0], logits.argmax(0))
+    squared = torch.cdist(vectors, layer.codebook.detach()).square()
+    assert set(squared.argmin(1).tolist()) == set(range(12))
+    nearest = squared.amin(1)
+    assert float((nearest * layer.log_precision.exp()).mean().detach()) == pytest.approx(1, rel=1e-4)
+    expected = (-squared / nearest.mean()).log_softmax(1)
+    torch.testing.assert_close(layer.logits(vectors).detach().log_softmax(1), expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(layer.encode(vectors.T.reshape(1, 3, 1, 300))[0, 0], squared.argmin(1))
+
+
+def test_a_dead_code_of_gumbel_moves_to_an_encoder_output() -> None:
+    layer = GumbelQuantizer(config("gumbel"))
+    samples = torch.randn(40, 3) + 100
+    counts = torch.ones(12, 1)
+    layer.mean_counts[[3, 7]] = 0.0
+    counts[[3, 7]] = 0.0
+    before = layer.codebook.detach().clone()
+    statistics = Statistics(torch.cat([torch.zeros(12, 3), counts], 1), samples)
+    assert layer.update(statistics, 0.9, GENERATOR) == [], "codes settle at the end"
+    (reset,) = layer.update(statistics, 0.1, GENERATOR)
+    assert reset.parameter is layer.codebook and reset.rows.nonzero().flatten().tolist() == [3, 7]
+    moved = layer.codebook.detach()[reset.rows]
+    assert all(bool((samples == row).all(1).any()) for row in moved) and not torch.equal(moved[0], moved[1])
+    assert torch.equal(layer.codebook.detach()[~reset.rows], before[~reset.rows])

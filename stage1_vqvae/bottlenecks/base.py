@@ -114,7 +114,7 @@ class DiscreteBottleneck(Bottleneck):
         self.num_codes, self.decay = num_codes, decay
         self.register_buffer("mean_counts", torch.ones(num_codes))
 
-    def counts(self, codes: Int[Tensor, "n h w"]) -> Statistics:
+    def counts(self, codes: Int[Tensor, "..."]) -> Statistics:
         """The least a step can report: how often each code was used."""
         sums = count_codes(codes, self.num_codes).float()
         return Statistics(rearrange(sums, "codes -> codes 1"), sums.new_zeros(0, self.outputs))

@@ -6,10 +6,11 @@ No matrix of all vectors by all codes is ever held, and nothing is one-hot: see 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+SAMPLES = 1024  # encoder outputs kept from a micro-batch, onto which dead codes may be moved
 _GROUP = 64  # codes among which the best is found at once
 
 
@@ -61,6 +62,37 @@ def perplexity(counts: Float[Tensor, "codes"]) -> Float[Tensor, ""]:
     """exp of the entropy of the code histogram: how many codes, used equally, would carry as much."""
     probabilities = counts / counts.sum().clamp(min=1)
     return torch.special.entr(probabilities).sum().exp()
+
+
+class Revival(NamedTuple):
+    """Which codes move, where to, and the use that a moved one is taken to have."""
+
+    rows: Bool[Tensor, "codes"]
+    vectors: Float[Tensor, "codes dim"]
+    mean_count: Float[Tensor, ""]
+
+
+def revival(
+    mean_counts: Float[Tensor, "codes"],
+    samples: Float[Tensor, "samples dim"],
+    threshold: float,
+    generator: torch.Generator,
+) -> Revival:
+    """Each code used less than `threshold` of the mean moves onto an encoder output of its own.
+
+    Written without a branch on the data, so that no step waits for the device.
+    """
+    mean = mean_counts.mean()
+    dead = mean_counts < threshold * mean
+    rank = dead.cumsum(0) - 1  # the r-th dead code takes the r-th sample of a random order
+    order = torch.randperm(samples.shape[0], generator=generator, device=generator.device)
+    vectors = samples[order][rank.clamp(0, samples.shape[0] - 1)]
+    return Revival(dead & (rank < samples.shape[0]), vectors, mean)
+
+
+def some_of(vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "samples dim"]:
+    """Encoder outputs of distinct places: two codes moved onto one vector would tie, and rounding would choose."""
+    return vectors.detach()[torch.randperm(vectors.shape[0], device=vectors.device)[:SAMPLES]]
 
 
 class Clusters(NamedTuple):

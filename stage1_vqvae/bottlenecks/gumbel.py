@@ -1,23 +1,31 @@
 """The discrete VAE: a categorical latent, relaxed by Gumbel-softmax while it is trained.
 
 Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1 and appendix A (schedules); Jang et al. 2016,
-"Categorical Reparameterization with Gumbel-Softmax", equations 1 and 2.
+"Categorical Reparameterization with Gumbel-Softmax", equations 1 and 2; Sønderby et al. 2017, "Continuous Relaxation
+Training of Discrete Latent Variable Image Models", for logits that are distances to code vectors.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, at_least_float32, warm_up
+from stage1_vqvae.bottlenecks.base import (
+    BottleneckOutput,
+    DiscreteBottleneck,
+    Reset,
+    Statistics,
+    at_least_float32,
+    warm_up,
+)
+from stage1_vqvae.bottlenecks.codebook import k_means, nearest_codes, revival, some_of
 from stage1_vqvae.config import VQVAEConfig
 
 FINAL_TEMPERATURE = 1 / 16
-SPREAD = 3.0  # standard deviation of the first logits; smaller ones drown in the noise, and codes collapse
 
 
 def temperature(progress: float) -> float:
@@ -25,60 +33,82 @@ def temperature(progress: float) -> float:
     return FINAL_TEMPERATURE + (1 - FINAL_TEMPERATURE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def kl_to_uniform(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n h w"]:
+def kl_to_uniform(logits: Float[Tensor, "vectors k"]) -> Float[Tensor, "vectors"]:
     """KL(softmax(logits) | uniform) in nats: ln K less the entropy."""
     log_probabilities = logits.log_softmax(1)
     return math.log(logits.shape[1]) + (log_probabilities.exp() * log_probabilities).sum(1)
 
 
 class GumbelQuantizer(DiscreteBottleneck):
-    """The encoder gives logits over codes. In training the decoder sees a mixture of code vectors, otherwise the
-    most probable one's. Computes in float32 whatever the precision around it."""
+    """q(code | z) is proportional to exp(-precision |z - e|^2). In training the decoder sees a mixture of code vectors,
+    otherwise the most probable one's, which is the nearest. Computes in float32 whatever the precision around it.
 
-    shift: Tensor  # (codes, 1, 1) and
-    gain: Tensor  # (codes, 1, 1), of the encoder's outputs, which make them logits
+    The dVAE's own logits, a weight a code and nothing more, left all but ten of 512 codes unused on digits; distances
+    can start from k-means, and a dead code can be moved to where encoder outputs are.
+    """
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config.num_codes, config.ema_decay)
-        self.inputs, self.outputs = config.num_codes, config.code_dim
+        self.config, self.inputs, self.outputs = config, config.code_dim, config.code_dim
         self.kl_scale = config.kl_scale / config.values  # of nats an image, as the loss is a mean over its values
         self.codebook = nn.Parameter(torch.randn(config.num_codes, config.code_dim))
-        self.register_buffer("shift", torch.zeros(config.num_codes, 1, 1))
-        self.register_buffer("gain", torch.ones(config.num_codes, 1, 1))
+        self.log_precision = nn.Parameter(torch.zeros(()))
 
-    def forward(self, outputs: Float[Tensor, "n k h w"], progress: float) -> BottleneckOutput:
+    def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
-            logits = self._logits(outputs)
-            codes = logits.detach().argmax(1)
-            kl = kl_to_uniform(logits)
-            quantised = self._mixture(logits, progress) if self.training else self.decode(codes)
-            return BottleneckOutput(
-                quantised=quantised,
-                codes=codes,
-                loss=self.kl_scale * warm_up(progress) * kl.sum((1, 2)).mean(),
-                metrics={"kl": kl.detach().mean()},
-                statistics=self.counts(codes),
-            )
+            return self._relax(at_least_float32(outputs), progress)
 
-    def _mixture(self, logits: Float[Tensor, "n k h w"], progress: float) -> Float[Tensor, "n dim h w"]:
-        weights = F.gumbel_softmax(logits, tau=temperature(progress), dim=1)
-        return einsum(weights, self.codebook, "n k h w, k dim -> n dim h w")
+    def _relax(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
+        n, _, height, width = outputs.shape
+        vectors = rearrange(outputs, "n dim h w -> (n h w) dim")
+        logits, codes = self.logits(vectors), nearest_codes(vectors.detach(), self.codebook.detach())
+        kl = kl_to_uniform(logits)
+        weights = F.gumbel_softmax(logits, tau=temperature(progress), dim=1) if self.training else None
+        quantised = F.embedding(codes, self.codebook) if weights is None else weights @ self.codebook
+        counts = self.counts(codes)
+        return BottleneckOutput(
+            quantised=rearrange(quantised, "(n h w) dim -> n dim h w", n=n, h=height, w=width),
+            codes=rearrange(codes, "(n h w) -> n h w", n=n, h=height, w=width),
+            loss=self.kl_scale * warm_up(progress) * kl.sum() / n,
+            metrics={"kl": kl.detach().mean()},
+            statistics=counts._replace(samples=some_of(vectors)) if self.training else counts,
+        )
+
+    def logits(self, vectors: Float[Tensor, "vectors dim"]) -> Float[Tensor, "vectors k"]:
+        """Unnormalised ln q: -precision |z - e|^2, less what all codes have in common."""
+        precision, centre = self.log_precision.exp(), self.codebook.detach().mean(0)  # far from 0 squares lose digits
+        codes = self.codebook - centre
+        return torch.addmm(-precision * codes.square().sum(1), vectors - centre, 2 * precision * codes.T)
 
     @torch.no_grad()
-    def initialise(self, batches: Sequence[Float[Tensor, "vectors k"]], generator: torch.Generator) -> None:
-        """Make the untrained encoder's logits of each code differ as much from place to place, and be heard above the
-        noise: otherwise what all places have in common would choose the same few codes everywhere."""
-        outputs = torch.cat(list(batches)).float()
-        self.shift.copy_(rearrange(outputs.mean(0), "k -> k 1 1"))
-        self.gain.copy_(rearrange(SPREAD / outputs.std(0).clamp(min=1e-6), "k -> k 1 1"))
+    def initialise(self, batches: Sequence[Float[Tensor, "vectors dim"]], generator: torch.Generator) -> None:
+        """k-means on pooled encoder outputs; at the mean squared distance of a code, q has fallen by a factor of e."""
+        vectors = torch.cat(list(batches)).float()
+        centres, counts = k_means(vectors, self.num_codes, generator)
+        self.codebook.copy_(centres)
+        self.mean_counts.copy_((counts / len(batches)).clamp(min=1e-5))
+        distances = vectors - F.embedding(nearest_codes(vectors, centres), centres)
+        self.log_precision.copy_(-distances.square().sum(1).mean().clamp(min=1e-6).log())
 
-    def _logits(self, outputs: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k h w"]:
-        return (at_least_float32(outputs) - self.shift) * self.gain
+    @torch.no_grad()
+    def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
+        """Move the average of the codes' use, and revive the dead ones."""
+        assert statistics is not None
+        super().update(statistics, progress, generator)
+        if progress >= self.config.revival_ends or self.config.revival_threshold == 0:
+            return []
+        rows, vectors, count = revival(self.mean_counts, statistics.samples, self.config.revival_threshold, generator)
+        self.codebook.copy_(torch.where(rows[:, None], vectors, self.codebook))
+        self.mean_counts.copy_(torch.where(rows, count, self.mean_counts))
+        return [Reset(self.codebook, rows)]
 
-    def encode(self, outputs: Float[Tensor, "n k h w"]) -> Int[Tensor, "n h w"]:
+    def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The most probable code."""
-        with torch.autocast(outputs.device.type, enabled=False):
-            return self._logits(outputs.detach()).argmax(1)
+        n, _, height, width = outputs.shape
+        with torch.autocast(outputs.device.type, enabled=False), torch.no_grad():
+            vectors = rearrange(outputs.to(self.codebook.dtype), "n dim h w -> (n h w) dim")
+            codes = nearest_codes(vectors, self.codebook.detach())
+        return rearrange(codes, "(n h w) -> n h w", n=n, h=height, w=width)
 
     def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:
         """The code vectors."""

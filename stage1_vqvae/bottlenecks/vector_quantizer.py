@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Reset, Statistics, at_least_float32
-from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes
+from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes, revival, some_of
 from stage1_vqvae.config import VQVAEConfig
 
 LAPLACE = 1e-5  # epsilon of the smoothed counts, appendix A.1
-SAMPLES = 1024  # encoder outputs kept from a micro-batch, onto which dead codes may be moved
 
 
 class VectorQuantizer(DiscreteBottleneck):
@@ -77,9 +76,7 @@ class VectorQuantizer(DiscreteBottleneck):
         sums = code_sums(vectors, codes, self.num_codes)
         if not self.training:
             return Statistics(sums, vectors[:0])
-        # From distinct places: two codes moved onto one vector would tie for it, and rounding would choose.
-        chosen = torch.randperm(vectors.shape[0], device=vectors.device)[:SAMPLES]
-        return Statistics(sums, vectors[chosen])
+        return Statistics(sums, some_of(vectors))
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The index of the nearest code at each position (equation 1)."""
@@ -137,25 +134,13 @@ class VectorQuantizer(DiscreteBottleneck):
         return (self.mean_counts + LAPLACE) / (total + self.num_codes * LAPLACE) * total
 
     def _revive(self, samples: Float[Tensor, "samples dim"], generator: torch.Generator) -> list[Reset]:
-        """Put each dead code onto an encoder output of its own, with the averages of a code of mean use.
-
-        Written without a branch on the data, so that no step waits for the device.
-        """
-        mean = self.mean_counts.mean()
-        dead = self.mean_counts < self.config.revival_threshold * mean
-        rank = dead.cumsum(0) - 1  # the r-th dead code takes the r-th sample of a random order
-        revived = dead & (rank < samples.shape[0])
-        order = torch.randperm(samples.shape[0], generator=generator, device=generator.device)
-        replacements = samples[order][rank.clamp(0, samples.shape[0] - 1)]
-        self._replace(revived, replacements, mean)
-        return [Reset(self.codebook, revived)] if isinstance(self.codebook, nn.Parameter) else []
-
-    def _replace(self, rows: Bool[Tensor, "codes"], vectors: Float[Tensor, "codes dim"], count: Tensor) -> None:
-        mask = rows[:, None]
-        self.codebook.copy_(torch.where(mask, vectors, self.codebook))
+        """Put each dead code onto an encoder output of its own, with the averages of a code of mean use."""
+        rows, vectors, count = revival(self.mean_counts, samples, self.config.revival_threshold, generator)
+        self.codebook.copy_(torch.where(rows[:, None], vectors, self.codebook))
         self.mean_counts.copy_(torch.where(rows, count, self.mean_counts))
         if self.config.codebook_rule == "ema":
-            self.mean_sums.copy_(torch.where(mask, vectors * count, self.mean_sums))
+            self.mean_sums.copy_(torch.where(rows[:, None], vectors * count, self.mean_sums))
+        return [Reset(self.codebook, rows)] if isinstance(self.codebook, nn.Parameter) else []
 
 
 def _as_rows(outputs: Float[Tensor, "n dim h w"]) -> Float[Tensor, "vectors dim"]:
