@@ -1,10 +1,12 @@
 """What drawing code maps costs, beside the ways it is usually done and beside scoring them.
 
-    python -m benchmarks.sampling [--grids 8,16,32,64] [--batches 1,16,64,256] [--threads 2]
+    python -m benchmarks.sampling [--kind pixelcnn] [--grids 8,16,32,64] [--batches 1,16,64,256] [--threads 2]
 
-Prints one JSON line for each grid and batch, each measured in a process of its own: seconds an image of
+Kinds: pixelcnn and pixelsnail of 15 layers, and two-levels: a PixelCNN on half the grid, and one beneath it on the
+whole. Prints one JSON line for each grid and batch, each measured in a process of its own: seconds an image of
 - `full_forward`: one forward pass over the whole map for every position (one pass measured, times their number),
-- `prefix`: one over the rows so far for every position (passes over some numbers of rows measured, the rest between),
+- `prefix`: one over the rows so far for every position (passes over some numbers of rows measured, the rest between;
+  of one level alone),
 - `ours`: the whole draw, noise included, as `gen sample` does it,
 - `score`: one parallel forward pass, in the fastest of several forms;
 - `weight_traffic`: reading the weights alone, as often as a batch needs them, at the speed of a sum over 16 MB;
@@ -24,45 +26,81 @@ import numpy as np
 import torch
 
 from pipeline.arithmetic import fast_products
+from pipeline.drawers import draw_levels
 from pipeline.processes import keep_freed_memory
-from stage2_prior import Noise, PixelCNN, PixelCNNConfig, Warp, draw
+from stage2_prior import Noise, Prior, PriorConfig, Warp, make_prior
 
 CPU = torch.device("cpu")
+KINDS = ("pixelcnn", "pixelsnail", "two-levels")
 CHUNKS = (1, 4, 16, 64, 256)
 MOST_POSITIONS = 2**16  # of a forward pass; more do not make it faster
 
 
-def network(grid: int) -> PixelCNN:
-    """15 layers of 128 channels, 512 codes; its weights as they are initialised."""
+def networks(kind: str, grid: int) -> list[Prior]:
+    """The prior of each level: 15 layers of 128 channels, 512 codes; its weights as they are initialised."""
     torch.manual_seed(0)
-    config = PixelCNNConfig(height=grid, width=grid, num_codes=512, layers=15, hidden=128, first_kernel=7, head=256)
-    return PixelCNN(config).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    sizes = [grid // 2, grid] if kind == "two-levels" else [grid]
+    made = []
+    for level, size in enumerate(sizes):
+        config = PriorConfig(
+            prior="pixelsnail" if kind == "pixelsnail" else "pixelcnn",
+            height=size,
+            width=size,
+            num_codes=512,
+            coarser=(512,) * level,
+            layers=15,
+            hidden=128,
+            first_kernel=7,
+            head=256,
+        )
+        made.append(make_prior(config).to(memory_format=torch.channels_last).eval().requires_grad_(False))
+    return made
 
 
 def seconds(work: Callable[[], object], at_least: float = 1.0, most: int = 20) -> list[float]:
-    """Durations of repeated calls, after one that does not count where calls are short."""
+    """Durations of repeated calls, after one that does not count."""
     taken: list[float] = []
+    work()
     while len(taken) < most and sum(taken) < at_least:
         started = perf_counter()
         work()
         taken.append(perf_counter() - started)
-        if len(taken) == 1 and taken[0] < at_least and most > 1:
-            work()
     return taken
 
 
-def forward(prior: PixelCNN, images: int, rows: int) -> float:
-    """Median seconds an image of a forward pass over the first rows of maps."""
-    codes = torch.randint(512, (images, rows, prior.config.width))
-    return statistics.median(seconds(lambda: prior(codes, None), 0.5)) / images
+def forward(priors: list[Prior], images: int, rows: int | None = None) -> list[float]:
+    """Median seconds an image of a forward pass of each level, over the first rows of maps."""
+    shapes = [(images, prior.config.height, prior.config.width) for prior in priors]
+    maps = [torch.randint(512, shape) for shape in shapes]
+    return [
+        statistics.median(seconds(lambda level=level: priors[level](maps[level][:, :rows], None, maps[:level]), 0.5))  # type: ignore[misc]
+        / images
+        for level in range(len(priors))
+    ]
 
 
-def prefix(prior: PixelCNN, images: int) -> float:
+def prefix(prior: Prior, images: int) -> float:
     """Seconds an image when every position takes a pass over the rows so far: by trapezes between measured rows."""
     grid = prior.config.height
     rows = sorted({1, grid // 4, grid // 2, grid})
-    measured = [forward(prior, images, count) for count in rows]
+    measured = [forward([prior], images, count)[0] for count in rows]
     return float(np.interp(range(1, grid + 1), rows, measured).sum()) * grid
+
+
+def _weights(prior: Prior) -> tuple[int, int]:
+    """Weights that are read once a row, those of windows above it; and once a position."""
+    in_rows = at_positions = 0
+    for name, weight in prior.named_parameters():
+        if weight.ndim != 4 or name.startswith("coarser"):
+            continue
+        rows, height = 0, weight.shape[2]
+        if any(part in name for part in ("vertical.", "link.", "look.", "above.")):
+            rows = height
+        elif "first.weight" in name or "second.weight" in name:  # PixelSNAIL's corners, of which the last row is here
+            rows = height - 1
+        in_rows += weight.numel() * rows // height
+        at_positions += weight.numel() * (height - rows) // height
+    return in_rows, at_positions
 
 
 def peak_bytes() -> int:
@@ -70,46 +108,53 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def cell(grid: int, batch: int, threads: int) -> dict[str, object]:
+def cell(kind: str, grid: int, batch: int, threads: int) -> dict[str, object]:
     """Measure one grid and batch in this process."""
-    prior = network(grid)
+    priors = networks(kind, grid)
     noise = Noise(0, torch.arange(batch))
     before = peak_bytes()
-    stepper = prior.stepper(batch)
-    stepper.begin(None)
-    ours = sorted(t / batch for t in seconds(lambda: draw(stepper, noise, Warp()), 3.0))
+    steppers = [prior.stepper(batch) for prior in priors]
+    ours = sorted(t / batch for t in seconds(lambda: draw_levels(steppers, noise, None, Warp()), 3.0))
     memory = peak_bytes() - before
     passes = {
-        images: forward(prior, images, grid)
+        images: forward(priors, images)
         for images in CHUNKS
         if images <= batch and images * grid * grid <= max(MOST_POSITIONS, grid * grid)
     }
-    images = min(passes, key=lambda size: passes[size])
-    score, drawn = passes[images], statistics.median(ours)
+    images = min(passes, key=lambda size: sum(passes[size]))
+    score, drawn = sum(passes[images]), statistics.median(ours)
+    positions = [prior.config.height * prior.config.width for prior in priors]
+    full = sum(seconds * count for seconds, count in zip(passes[images], positions, strict=True))
+    rows_so_far = prefix(priors[0], images) if len(priors) == 1 else None
     factor = torch.randn(2048, 2048)
     gemm = 2 * 2048**3 / min(seconds(lambda: factor @ factor))
     read = min(seconds(lambda: factor.sum())) / factor.nbytes  # seconds a byte: it fits no cache of a core
-    weights = sum(p.numel() for name, p in prior.named_parameters() if p.ndim == 4)
-    in_rows = sum(p.numel() for name, p in prior.named_parameters() if "vertical.w" in name or "link.w" in name)
-    full, rows_so_far = score * grid**2, prefix(prior, images)
+    # Coarser levels are looked at once for a map, and attention grows with the map; neither is counted here.
+    products = [count * sum(_weights(prior)) for prior, count in zip(priors, positions, strict=True)]
+    reads = sum(
+        size[0] * prior.config.height + size[1] * count
+        for prior, count in zip(priors, positions, strict=True)
+        for size in [_weights(prior)]
+    )
     return {
+        "kind": kind,
         "grid": grid,
         "batch": batch,
         "device": "cpu",
         "threads": threads,
         "threads_drawing": torch.get_num_threads(),
         "full_forward": round(full, 4),
-        "prefix": round(rows_so_far, 4),
+        "prefix": rows_so_far and round(rows_so_far, 4),
         "ours": round(drawn, 6),
         "ours_spread": [round(ours[0], 6), round(ours[-1], 6)],
         "score": round(score, 6),
         "score_batch": images,
         "draw_over_score": round(drawn / score, 3),
         "full_forward_over_ours": round(full / drawn, 1),
-        "prefix_over_ours": round(rows_so_far / drawn, 1),
-        "microseconds_a_code": round(1e6 * drawn / grid**2, 2),
-        "weight_traffic": round(4 * read * (in_rows * grid + (weights - in_rows) * grid**2) / batch, 6),
-        "gflops": round(2e-9 * weights * grid**2 / drawn, 1),
+        "prefix_over_ours": rows_so_far and round(rows_so_far / drawn, 1),
+        "microseconds_a_code": round(1e6 * drawn / sum(positions), 2),
+        "weight_traffic": round(4 * read * reads / batch, 6),
+        "gflops": round(2e-9 * sum(products) / drawn, 1),
         "gemm_gflops": round(gemm / 1e9, 1),
         "megabytes": round(memory / 2**20, 1),
         "extrapolated": ["full_forward", "prefix"],
@@ -117,24 +162,25 @@ def cell(grid: int, batch: int, threads: int) -> dict[str, object]:
 
 
 @click.command()
+@click.option("--kind", default="pixelcnn", show_default=True, type=click.Choice(KINDS))
 @click.option("--grids", default="8,16,32,64", show_default=True)
 @click.option("--batches", default="1,16,64,256", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--here", is_flag=True, hidden=True)
 @torch.no_grad()
-def main(grids: str, batches: str, threads: int, here: bool) -> None:
+def main(kind: str, grids: str, batches: str, threads: int, here: bool) -> None:
     """Measure and print."""
     if here:
         keep_freed_memory()
         torch.set_num_threads(threads)
         with fast_products(CPU, int(batches), int(grids)):
-            result = cell(int(grids), int(batches), threads)
+            result = cell(kind, int(grids), int(batches), threads)
         print(json.dumps(result), flush=True)
         return
     for grid in grids.split(","):
         for batch in batches.split(","):
             command = [sys.executable, "-m", "benchmarks.sampling", "--here", "--grids", grid, "--batches", batch]
-            subprocess.run([*command, "--threads", str(threads)], check=True)
+            subprocess.run([*command, "--kind", kind, "--threads", str(threads)], check=True)
 
 
 if __name__ == "__main__":

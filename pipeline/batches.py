@@ -1,6 +1,6 @@
 """Batches of images for stage 1 and of codes for stage 2, in the form that the training loop asks for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.codes import CodeMaps
 from pipeline.data import ImageSet, Split
-from pipeline.randomness import Places, flips
+from pipeline.randomness import Places, flips, views
 from stage2_prior import CodeBatch
 
 HELD_OUT_BATCH = 256
@@ -46,7 +46,7 @@ class ImageBatches:
 
 @dataclass(frozen=True)
 class CodeBatches:
-    """Code maps of one level."""
+    """Code maps of one level, with those of the levels before it."""
 
     train: CodeMaps
     held_out: CodeMaps
@@ -59,23 +59,27 @@ class CodeBatches:
         return len(self.train)
 
     def training_batch(self, places: Places, device: torch.device) -> CodeBatch:
-        """The maps at these places, of the mirrored images at random where those were encoded too."""
-        items = torch.from_numpy(places.items)
-        codes = self.train.levels[self.level][items]
-        if self.train.flipped:
-            mirrored = torch.from_numpy(flips(self.seed, places, self.population))
-            codes = torch.where(mirrored[:, None, None], self.train.flipped[self.level][items], codes)
-        return _to_device(codes, self.train.labels, items, device)
+        """The maps at these places, each of one of the image's encodings at random."""
+        items, encodings = torch.from_numpy(places.items), [self.train.levels, *self.train.views]
+        which = torch.from_numpy(views(self.seed, places, self.population, len(encodings)))
+        levels = [encodings[0][level][items] for level in range(self.level + 1)]
+        for number, encoding in enumerate(encodings[1:], 1):
+            chosen = which == number
+            for level, codes in enumerate(levels):
+                codes[chosen] = encoding[level][items[chosen]]
+        return _to_device(levels, self.train.labels, items, device)
 
     def held_out_batches(self, share: int, shares: int, device: torch.device) -> Iterator[CodeBatch]:
         """A share of the held-out maps; at least one batch, if an empty one."""
         for chosen in _shared_out(np.arange(len(self.held_out)), share, shares):
             items = torch.from_numpy(chosen)
-            yield _to_device(self.held_out.levels[self.level][items], self.held_out.labels, items, device)
+            levels = [level[items] for level in self.held_out.levels[: self.level + 1]]
+            yield _to_device(levels, self.held_out.labels, items, device)
 
 
-def _to_device(codes: Tensor, labels: Tensor | None, items: Tensor, device: torch.device) -> CodeBatch:
-    return CodeBatch(codes.long().to(device), None if labels is None else labels[items].to(device))
+def _to_device(levels: Sequence[Tensor], labels: Tensor | None, items: Tensor, device: torch.device) -> CodeBatch:
+    *coarser, codes = (level.long().to(device) for level in levels)
+    return CodeBatch(codes, None if labels is None else labels[items].to(device), coarser)
 
 
 def _shared_out(indices: np.ndarray, share: int, shares: int) -> list[np.ndarray]:

@@ -135,7 +135,7 @@ def publish(folder: Path, config: Mapping[str, Any], progress: Progress, others:
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.copyfile(best_folder(folder / "checkpoints", progress.best_step) / WEIGHTS, folder / WEIGHTS)
     write_json(folder / CONFIG, config)
-    write_json(folder / EVALUATION, {"step": progress.best_step, **progress.best})
+    write_json(folder / EVALUATION, {"step": progress.best_step, "steps_done": progress.step, **progress.best})
     write_manifest(folder, [CONFIG, WEIGHTS, EVALUATION, *others])
 
 

@@ -32,6 +32,7 @@ class Request:
     prior_sha256: str
     seed: int
     label: str | None
+    guidance: float = 1.0
     temperature: float
     top_k: int | None
     top_p: float | None

@@ -10,14 +10,16 @@ from typing import Any
 import click
 
 from pipeline import commands, processes
+from pipeline.codes import AugmentConfig
 from pipeline.compare import DEFAULT as COMPARED
+from pipeline.completion import CompleteConfig
 from pipeline.data import DataConfig
 from pipeline.errors import GenError
 from pipeline.generate import FileConfig, SampleConfig
 from pipeline.options import flags
 from pipeline.settings import PRESETS, TrainingConfig
 from stage1_vqvae import VQVAEConfig, VQVAEError
-from stage2_prior import PixelCNNConfig, PriorError, Warp
+from stage2_prior import PriorConfig, PriorError, Warp
 
 _KNOWN_FAULTS = (GenError, VQVAEError, PriorError)
 
@@ -54,10 +56,16 @@ def main(debug: bool) -> None:
     processes.keep_freed_memory()
 
 
+_PRESET_HELP = {
+    "vqvae": "Size [default: digits for those, else base].",
+    "prior": "Size and dropout [default: digits for those; small for less than 5,000 images; else base].",
+}
+
+
 def _training_options(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What both trainings can be asked for besides the fields of their configurations."""
     options = [
-        click.option("--preset", type=click.Choice(list(PRESETS)), help="Size [default: digits for those, else base]."),
+        click.option("--preset", type=click.Choice(list(PRESETS)), help=_PRESET_HELP[stage]),
         click.option("--config", type=click.Path(path_type=Path), help="A config.json that a run saved: its options."),
         click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/ and the data's name]."),
         click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),
@@ -79,9 +87,10 @@ def train_vqvae(**options: Any) -> None:
 @_training_options("prior")
 @click.option("--data", help="Where the images are now, if stage 1 found them elsewhere.")
 @click.option("--force", is_flag=True, help="Go on even if the codebook of stage 1 has collapsed.")
-@flags(PixelCNNConfig, TrainingConfig, preset=PRESETS["base"].prior)
+@click.option("--level", type=click.IntRange(0), help="Of several levels this one alone; 0 is the coarsest.")
+@flags(PriorConfig, TrainingConfig, AugmentConfig, preset=PRESETS["base"].prior)
 def train_prior(run: Path | None, **options: Any) -> None:
-    """Stage 2: learn how the codes of a run (by default the newest) are distributed."""
+    """Stage 2: learn how the codes of a run (by default the newest) are distributed, level by level."""
     commands.train_prior(run, options)
 
 
@@ -97,7 +106,12 @@ def compare(bottlenecks: str, out: Path | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--class", "label", help="Class to draw, by name or number [default: in the data's proportions].")
+@click.option(
+    "--class",
+    "label",
+    metavar="CLASS,...|balanced",
+    help="Classes to draw, in turn, by name or number [default: in the data's proportions].",
+)
 @click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED].")
 @flags(SampleConfig, Warp, FileConfig)
@@ -114,6 +128,42 @@ def sample(run: Path | None, label: str | None, device: str | None, out: Path | 
 def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path, levels: int | None) -> None:
     """Show images (files, folders or .zips) above what their codes keep of them."""
     commands.reconstruct(paths, run, out, levels)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder [default: the newest].")
+@click.option("--class", "label", metavar="CLASS", help="What the images show [default: any class, in proportion].")
+@click.option("--out", type=click.Path(path_type=Path), default="surprise.png", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an image in place of the table.")
+def score(paths: tuple[Path, ...], run: Path | None, label: str | None, out: Path, as_json: bool) -> None:
+    """Say which images (files, folders or .zips) are unusual: bits of their codes under the prior, the most first.
+
+    The picture shows the most unusual ones above where they surprise. What stage 1 does not keep of an image is not
+    seen: compare with `gen reconstruct`.
+    """
+    commands.score(paths, run, label, out, as_json)
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder [default: the newest].")
+@click.option("--keep", metavar="SIDE:SHARE", help="The part that stands: top:0.5, or of bottom, left, right.")
+@click.option("--mask", type=click.Path(path_type=Path), help="Or a picture, white where the image stands.")
+@click.option("--class", "label", metavar="CLASS,...", help="What the image shows [default: drawn by what is kept].")
+@click.option("--out", type=click.Path(path_type=Path), default="completions.png", show_default=True)
+@flags(CompleteConfig, Warp)
+def complete(image: Path, run: Path | None, keep: str | None, mask: Path | None, out: Path, **options: Any) -> None:
+    """Keep a part of an image and draw the rest, several times.
+
+    Codes are drawn in raster order, row by row, each given all codes before it. What is kept above or to the left is
+    honoured by what is drawn after it. What is kept below or to the right stays as it is, but what is drawn before it
+    cannot know of it, unless of several --candidates one is chosen by how well it fits. The picture shows images as
+    decoded from codes, kept parts too.
+    """
+    commands.complete(
+        image, run, keep, mask, out, {name: value for name, value in options.items() if value is not None}
+    )
 
 
 @main.command()

@@ -1,54 +1,110 @@
 """Images to code maps on disk: extracted once, and used again while model and data are the same."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass as plain_dataclass
 from itertools import count, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Int
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from pipeline.data import ImageSet, Split
 from pipeline.errors import CheckpointError
+from pipeline.randomness import Purpose, stream
 from pipeline.storage import atomic_folder, load_metadata, load_tensors, save_tensors, verify
 from stage1_vqvae import VQVAE, Codes, VQVAEConfig
 
 BATCH = 256  # images encoded or decoded at a time
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class CodeMaps:
     """Codes of many images: one integer tensor (n, height, width) a level, coarsest first, and labels (n,)."""
 
     levels: Codes
     labels: Int[Tensor, "n"] | None
-    flipped: Codes = ()  # the codes of the mirrored images, where a run trains on both
+    views: tuple[Codes, ...] = ()  # the codes of the same images mirrored or moved, to be learned from as well
 
     def __len__(self) -> int:
         return len(self.levels[0])
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class AugmentConfig:
+    """What else of each image a prior learns from, so that little data goes further."""
+
+    encodings: int = Field(
+        default=1, ge=1, description="Encodings of an image; those after the first are of the image moved by --shift."
+    )
+    shift: int = Field(default=0, ge=0, description="Pixels at most that an image is moved by, in each direction.")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "AugmentConfig":
+        if (self.encodings > 1) != (self.shift > 0):
+            raise ValueError(
+                f"--encodings {self.encodings} and --shift {self.shift} go together: several encodings of an image "
+                "differ by how it was moved"
+            )
+        return self
+
+
+class View(NamedTuple):
+    """An image as it is, or moved for the number `moved` of its encodings, or mirrored."""
+
+    moved: int
+    shift: int
+    flip: bool
+
+    def of(self, images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """The chosen images, seen so; how far each is moved is a function of (moved, index)."""
+        chosen = np.ascontiguousarray(images[indices])
+        if self.moved:
+            offsets = stream(0, Purpose.SHIFT, self.moved).integers(0, 2 * self.shift + 1, (len(images), 2))
+            chosen = _moved(chosen, offsets[indices], self.shift)
+        return np.ascontiguousarray(chosen[..., ::-1]) if self.flip else chosen
+
+
+def _moved(images: np.ndarray, offsets: np.ndarray, shift: int) -> np.ndarray:
+    """Cut each image out of itself, with its border repeated all around."""
+    height, width = images.shape[2:]
+    padded = np.pad(images, ((0, 0), (0, 0), (shift, shift), (shift, shift)), mode="edge")
+    cut = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, offsets, strict=True)]
+    return np.stack(cut)
+
+
+def views_of(augment: AugmentConfig, flip: bool) -> list[View]:
+    """All that a prior learns from; the first is the image as it is."""
+    return [
+        View(moved, augment.shift, mirror) for moved in range(augment.encodings) for mirror in (False, True)[: 1 + flip]
+    ]
+
+
+AS_IT_IS = View(0, 0, False)
+
+
 def encode_images(
-    model: VQVAE, images: np.ndarray, indices: np.ndarray, accelerator: Accelerator, *, flip: bool = False
+    model: VQVAE, images: np.ndarray, indices: np.ndarray, accelerator: Accelerator, view: View = AS_IT_IS
 ) -> Codes:
     """Codes of the chosen images, shared out over the processes; every process returns all of them, on the CPU."""
     shares = accelerator.num_processes
     padded = np.resize(indices, -(-len(indices) // shares) * shares)  # repeats the first images to fill up
     mine = padded.reshape(shares, -1)[accelerator.process_index]
-    parts = [_encode(model, images[chosen], flip) for chosen in _batches(mine)]
+    parts = [_encode(model, view.of(images, chosen)) for chosen in _batches(mine)]
     levels = [torch.cat(level) for level in zip(*parts, strict=True)]
     whole = [accelerator.gather(level.to(accelerator.device)) if shares > 1 else level for level in levels]
     dtype = code_dtype(model.config)
     return tuple(level[: len(indices)].to("cpu", dtype) for level in whole)
 
 
-def _encode(model: VQVAE, images: np.ndarray, flip: bool) -> Codes:
-    device = model.data_variance.device
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-    return tuple(level.cpu() for level in model.encode(batch.flip(-1) if flip else batch))
+def _encode(model: VQVAE, images: np.ndarray) -> Codes:
+    batch = torch.from_numpy(images).to(model.data_variance.device)
+    return tuple(level.cpu() for level in model.encode(batch))
 
 
 def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:
@@ -68,16 +124,17 @@ def extract(
     identity: dict[str, str],
     images: ImageSet,
     parts: Split,
+    views: Sequence[View],
     accelerator: Accelerator,
 ) -> dict[str, CodeMaps]:
-    """Encode both parts of the split, write them to `folder`, and return them.
+    """Encode both parts of the split, the one to be trained on in all `views`, write them to `folder`, return them.
 
-    `identity` says what the codes depend on: the weights' hash, the data's fingerprint, flips. What the folder held
+    `identity` says what the codes depend on: the weights' hash, the data's fingerprint, the views. What the folder held
     of another identity is moved aside.
     """
     maps = {
-        name: _encode_part(model, images, part, accelerator, flip=name == "train" and identity["flip"] == "yes")
-        for name, part in parts._asdict().items()
+        "train": _encode_part(model, images, parts.train, views, accelerator),
+        "held_out": _encode_part(model, images, parts.held_out, [AS_IT_IS], accelerator),
     }
     if accelerator.is_main_process:
         _write(folder, maps, identity)
@@ -85,11 +142,12 @@ def extract(
     return maps
 
 
-def _encode_part(model: VQVAE, images: ImageSet, part: np.ndarray, accelerator: Accelerator, *, flip: bool) -> CodeMaps:
-    levels = encode_images(model, images.images, part, accelerator)
+def _encode_part(
+    model: VQVAE, images: ImageSet, part: np.ndarray, views: Sequence[View], accelerator: Accelerator
+) -> CodeMaps:
+    levels, *others = (encode_images(model, images.images, part, accelerator, view) for view in views)
     labels = None if images.labels is None else torch.from_numpy(images.labels[part])
-    flipped = encode_images(model, images.images, part, accelerator, flip=True) if flip else ()
-    return CodeMaps(levels, labels, flipped)
+    return CodeMaps(levels, labels, tuple(others))
 
 
 def _write(folder: Path, maps: dict[str, CodeMaps], identity: dict[str, str]) -> None:
@@ -119,9 +177,10 @@ def unigram_entropy(codes: Tensor, num_codes: int) -> float:
 
 
 def save_codes(path: Path, maps: CodeMaps, metadata: dict[str, str]) -> None:
-    """Write code maps as `level0`, `level1`, ..., `labels` (and `flipped0`, ... for the mirrored images)."""
+    """Write code maps as `level0`, `level1`, ..., `labels` (and `view1.level0`, ... for other views)."""
     tensors = {f"level{i}": level for i, level in enumerate(maps.levels)}
-    tensors |= {f"flipped{i}": level for i, level in enumerate(maps.flipped)}
+    for number, view in enumerate(maps.views, 1):
+        tensors |= {f"view{number}.level{i}": level for i, level in enumerate(view)}
     if maps.labels is not None:
         tensors["labels"] = maps.labels
     save_tensors(path, tensors, metadata)
@@ -130,10 +189,11 @@ def save_codes(path: Path, maps: CodeMaps, metadata: dict[str, str]) -> None:
 def load_codes(path: Path) -> CodeMaps:
     """Read code maps. Raises CheckpointError when the file is not one of code maps."""
     tensors = load_tensors(path)
-    levels, flipped = _numbered(tensors, "level"), _numbered(tensors, "flipped")
+    levels = _numbered(tensors, "level")
+    views = takewhile(bool, (_numbered(tensors, f"view{number}.level") for number in count(1)))
     if not levels:
         raise CheckpointError(f"{path} holds no code maps (no tensor 'level0', but {sorted(tensors)[:5]})")
-    return CodeMaps(levels, tensors.get("labels"), flipped)
+    return CodeMaps(levels, tensors.get("labels"), tuple(views))
 
 
 def _numbered(tensors: dict[str, Tensor], prefix: str) -> Codes:

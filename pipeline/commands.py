@@ -1,5 +1,6 @@
 """What the commands do around the API: choose what to show, and say where results lie and what to type next."""
 
+import json
 import math
 import os
 from dataclasses import asdict
@@ -7,20 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 from pipeline import health, previews, processes
 from pipeline import images as pictures
 from pipeline.checkpoint import EVALUATION, is_finished, list_checkpoints
-from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes, unigram_entropy
+from pipeline.codes import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.compare import compare as run_comparison
 from pipeline.compare import markdown
+from pipeline.completion import CompleteConfig
+from pipeline.completion import complete as run_completion
 from pipeline.data import DataConfig, ImageSet, load_images
 from pipeline.doctor import report
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.generate import FileConfig, SampleConfig, generate_files
 from pipeline.health import brief
 from pipeline.model import Model
+from pipeline.model import load as load_model
 from pipeline.options import build
 from pipeline.reporting import Console, Reporter, Silent, table
 from pipeline.run import (
@@ -36,6 +41,7 @@ from pipeline.run import (
     read_config,
 )
 from pipeline.samples import GRID, Samples
+from pipeline.scoring import score_images, surprise_shown
 from pipeline.sources import SUFFIXES
 from pipeline.stage1 import default_folder
 from pipeline.stage1 import train_vqvae as run_stage1
@@ -64,8 +70,7 @@ def train_vqvae(options: dict[str, Any]) -> None:
     done = run_stage1(reporter=_reporter(), **options)
     config = read_config(RunFolder(done.run).vqvae, VQVAERun).model
     drawn = config.bottleneck in DRAWN_FROM_NORMAL
-    trainable = config.is_discrete and config.levels == 1
-    after = f"train-prior {done.run}" if trainable else f"sample {done.run}" if drawn else f"info {done.run}"
+    after = f"train-prior {done.run}" if config.is_discrete else f"sample {done.run}" if drawn else f"info {done.run}"
     _print(f"wrote {done.run / 'vqvae'} ({brief(done.held_out)} held out); next: gen {after}")
 
 
@@ -97,7 +102,7 @@ def sample(run: Path | None, label: str | None, device: str | None, out: Path | 
 
 def _what_is_drawn(folder: RunFolder, config: SampleConfig, warp: Warp, files: FileConfig, label: str | None) -> str:
     vqvae = read_config(folder.vqvae, VQVAERun).model
-    names = read_config(folder.prior, PriorRun).class_names if vqvae.is_discrete else ()
+    names = read_config(folder.prior(0), PriorRun).class_names if vqvae.is_discrete else ()
     classes = "none" if not names else label or f"{len(names)} as in the training data"
     sharpened = ", ".join(f"{name} {value}" for name, value in asdict(warp).items() if value is not None)
     return table(
@@ -114,8 +119,7 @@ def _what_is_drawn(folder: RunFolder, config: SampleConfig, warp: Warp, files: F
 def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path, levels: int | None) -> None:
     """Originals above reconstructions, in one picture."""
     _refuse_existing(out)
-    if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--out {out} is no picture's name; end it in .png")
+    _check_is_picture(out)
     model = _load_stage1(run)
     sets = [_images_like(model.vqvae.config, str(path)).images for path in paths]
     originals = torch.cat([torch.from_numpy(images.copy()) for images in sets])[:SHOWN]
@@ -129,6 +133,70 @@ def reconstruct(paths: tuple[Path, ...], run: Path | None, out: Path, levels: in
     _print(
         f"wrote {out}: {len(originals)} images, each above its reconstruction; PSNR {-10 * math.log10(error):.2f} dB"
     )
+
+
+def score(paths: tuple[Path, ...], run: Path | None, label: str | None, out: Path, as_json: bool) -> None:
+    """What is unusual among images: a table, and a picture of where."""
+    _refuse_existing(out)
+    _check_is_picture(out)
+    folder = find_run(run, "samples")
+    check_drawable(folder)
+    model = load_model(folder.path, device=processes.start().device)
+    sets = [_images_like(model.vqvae.config, str(path)) for path in paths]
+    names = [name for path, images in zip(paths, sets, strict=True) for name in _file_names(path, images)]
+    originals = torch.cat([torch.from_numpy(images.images.copy()) for images in sets])
+    _announce(model, f"score {len(originals):,} images")
+    scores = score_images(model, originals, label, _reporter())
+    order = scores.order()
+    for index in order:
+        row = {"bits": round(float(scores.bits[index]), 2)}
+        row |= {} if scores.bits_per_dim is None else {"bits_per_dim": round(float(scores.bits_per_dim[index]), 4)}
+        _print(json.dumps({**row, "image": names[index]}) if as_json else _line(row, names[index]))
+    shown = order[: 2 * previews.COLUMNS]
+    columns = min(previews.COLUMNS, len(shown))
+    picture = previews.interleaved(originals[shown].numpy(), surprise_shown(scores, originals, shown), columns)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.grid(picture, columns).save(out)
+    _reporter().say(f"wrote {out}: the {len(shown)} most unusual, each above where its codes surprise")
+
+
+def _line(row: dict[str, float], name: str) -> str:
+    return "  ".join([*(f"{value:>10,.2f} {unit}" for unit, value in row.items()), name])
+
+
+def _file_names(path: Path, images: ImageSet) -> list[str]:
+    """How to call the images of a path: the file itself, or what lies in the folder or archive, or by number."""
+    if path.suffix.lower() in SUFFIXES:
+        return [str(path)]
+    numbers = map(str, range(len(images.images)))
+    return [f"{path}/{name}" for name in (images.names or numbers)]
+
+
+def complete(
+    image: Path, run: Path | None, keep: str | None, mask: Path | None, out: Path, options: dict[str, Any]
+) -> None:
+    """The original, what is kept of it, and completions, in one picture."""
+    _refuse_existing(out)
+    _check_is_picture(out)
+    if (keep is None) == (mask is None):
+        raise UsageError("say what stands: either --keep top:0.5, or --mask MASK.png")
+    build([CompleteConfig, Warp], {name: value for name, value in options.items() if name != "label"}, {})
+    folder = find_run(run, "samples")
+    check_drawable(folder)
+    config = read_config(folder.vqvae, VQVAERun)
+    original = _images_like(config, str(image)).images[0]
+    size = (config.model.height, config.model.width)
+    kept = keep if keep is not None else _images_like_grey(size, str(mask)) > 127
+    done = run_completion(folder.path, original.copy(), kept, **options)
+    grey = np.where(done.kept, original, 128).astype(np.uint8)
+    shown = np.concatenate([np.stack([original, grey]), done.images.numpy()])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.grid(shown, min(len(shown), 2 + previews.COLUMNS)).save(out)
+    _print(f"wrote {out}: the image, what is kept, and {len(done.images)} completions")
+
+
+def _images_like_grey(size: tuple[int, int], path: str) -> np.ndarray:
+    return load_images(DataConfig(data=path, image_size=f"{size[0]}x{size[1]}", colour="grey")).images[0, 0]
 
 
 def encode(data: str, run: Path | None, out: Path) -> None:
@@ -174,13 +242,14 @@ def info(run: Path | None) -> None:
     """What a run folder holds; its files are verified on the way."""
     folder = find_run(run, "vqvae")
     rows = [("run", str(folder.path))]
-    for stage, describe in ((folder.vqvae, _describe_vqvae), (folder.prior, _describe_prior)):
+    for stage in (folder.vqvae, *sorted(folder.priors.glob("[0-9]"))):
         if is_finished(stage):
-            rows += describe(folder)
+            rows += _describe_vqvae(folder) if stage == folder.vqvae else _describe_prior(folder, int(stage.name))
         elif stage.exists():
-            rows.append((stage.name, f"unfinished, {len(list_checkpoints(stage / 'checkpoints'))} checkpoints"))
+            unfinished = f"unfinished, {len(list_checkpoints(stage / 'checkpoints'))} checkpoints"
+            rows.append((str(stage.relative_to(folder.path)), unfinished))
     if len(rows) == 1:
-        raise CheckpointError(f"{folder.path} holds no run: neither {folder.vqvae.name} nor {folder.prior.parent.name}")
+        raise CheckpointError(f"{folder.path} holds no run: neither {folder.vqvae.name} nor {folder.priors.name}")
     samples = sorted(path.name for path in folder.samples.glob("[!.]*"))
     _print(table([*rows, ("samples", ", ".join(samples) or "none")]))
 
@@ -200,20 +269,16 @@ def _describe_vqvae(folder: RunFolder) -> list[tuple[str, str]]:
     ]
 
 
-def _describe_prior(folder: RunFolder) -> list[tuple[str, str]]:
-    loaded = load_prior(folder, load_vqvae(folder).sha256)
-    model, training = loaded.config.model, loaded.config.training
-    codes = load_codes(folder.codes / "held_out.safetensors").levels[0] if folder.codes.exists() else None
-    unigram = "" if codes is None else f", by frequency alone {unigram_entropy(codes, model.num_codes):.3f}"
+def _describe_prior(folder: RunFolder, level: int) -> list[tuple[str, str]]:
+    loaded = load_prior(folder, level, load_vqvae(folder).sha256)
+    training, held_out = loaded.config.training, read_json(folder.prior(level) / EVALUATION)
+    steps = f"{held_out.get('steps_done', training.steps):,}"
     return [
         (
-            "prior",
-            f"{type(loaded.model).__name__}, {training.steps:,} steps of {training.batch_size} maps, verified",
+            f"prior/{level}",
+            f"{type(loaded.model).__name__}, {steps} steps of {training.batch_size} maps, verified",
         ),
-        (
-            "  held out",
-            f"{brief(read_json(folder.prior / EVALUATION))} (uniform {math.log(model.num_codes):.3f}{unigram})",
-        ),
+        ("  held out", brief(held_out)),
     ]
 
 
@@ -226,7 +291,7 @@ def _announce(model: Model, task: str) -> None:
 
 def _load_stage1(run: Path | None) -> Model:
     device = processes.start().device
-    return Model(load_vqvae(find_run(run, "vqvae"), device), None)
+    return Model(load_vqvae(find_run(run, "vqvae"), device), ())
 
 
 def _images_like(config: VQVAERun, data: str) -> ImageSet:
@@ -239,6 +304,11 @@ def _images_like(config: VQVAERun, data: str) -> ImageSet:
 def _refuse_existing(path: Path, remedy: str = "choose another --out") -> None:
     if path.exists():
         raise UsageError(f"{path} exists already; {remedy}")
+
+
+def _check_is_picture(out: Path) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--out {out} is no picture's name; end it in .png")
 
 
 def _sizes(maps: CodeMaps) -> str:

@@ -159,7 +159,7 @@ def _measure(
     launch: Launch,
 ) -> Comparison:
     runs = {name: RunFolder(folder / name) for name in bottlenecks}
-    models = {name: Model(load_vqvae(run, launch.accelerator.device), None) for name, run in runs.items()}
+    models = {name: Model(load_vqvae(run, launch.accelerator.device), ()) for name, run in runs.items()}
     first = models[bottlenecks[0]].vqvae.config
     image_set = load(first.data, images, targets, launch)
     for name, run in runs.items():

@@ -5,7 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import CONFIG, IN_PROGRESS, is_finished, list_checkpoints, newest_checkpoint, step_of
+from pipeline.checkpoint import (
+    CONFIG,
+    EVALUATION,
+    IN_PROGRESS,
+    is_finished,
+    list_checkpoints,
+    newest_checkpoint,
+    step_of,
+)
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.options import contradictions, flatten
 from pipeline.reporting import Reporter
@@ -31,25 +39,37 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Mapp
             f"{folder} already holds {held}; go on with --resume auto (--steps extends it), or choose another --out"
         )
     saved = read_config(folder, kind, IN_PROGRESS)
-    differing: list[str] = contradictions(options, _options_of(saved), free=("steps", "data", "memory_gib"))
+    differing: list[str] = contradictions(options, _options_of(saved), free=("steps", "patience", "data", "memory_gib"))
     if differing:
         raise UsageError("\n".join([*differing, "leave these flags out to resume, or choose another --out"]))
-    return replace(saved, training=_extended(folder, saved.training, options.get("steps")))
+    return replace(saved, training=_extended(folder, saved.training, options))
 
 
 def _options_of(saved: VQVAERun | PriorRun) -> dict[str, Any]:
-    return flatten(*(getattr(saved, name) for name in ("model", "training", "data") if hasattr(saved, name)))
+    return flatten(
+        *(getattr(saved, name) for name in ("model", "training", "data", "augmentation") if hasattr(saved, name))
+    )
 
 
-def _extended(folder: Path, training: TrainingConfig, steps: int | None) -> TrainingConfig:
-    planned = training.steps or 0
+def _extended(folder: Path, training: TrainingConfig, options: Mapping[str, Any]) -> TrainingConfig:
+    steps, planned = options.get("steps"), training.steps or 0
+    patience = options.get("patience", training.patience)
     if steps is not None and steps < planned:
         raise UsageError(f"--steps {steps} is less than the {planned} steps that {folder} was started with")
     checkpoints = list_checkpoints(folder / "checkpoints")
     done = step_of(checkpoints[-1]) if checkpoints else 0
     if is_finished(folder) and (steps or planned) <= done:
         raise UsageError(f"{folder} has done its {done} steps; to train it further, pass --steps of more than {done}")
-    return training if steps is None else replace(training, steps=steps)
+    if _ended_early(folder, done) and patience == training.patience and (steps or planned) <= planned:
+        raise UsageError(
+            f"{folder} stopped early, after {done} of {planned} steps; to train it further, pass --patience 0"
+        )
+    return replace(training, steps=steps or training.steps, patience=patience)
+
+
+def _ended_early(folder: Path, done: int) -> bool:
+    """Whether the finished model is of the newest checkpoint, with steps left to do."""
+    return is_finished(folder) and read_json(folder / EVALUATION).get("steps_done") == done
 
 
 def checkpoint_to_resume(folder: Path, resume: str | None, reporter: Reporter) -> Path | None:

@@ -88,6 +88,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # of the files, where there are any
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -301,7 +302,8 @@ def _labelled(source: Source, config: DataConfig, pixels: np.ndarray, bad: dict[
     labelling = label_by_folder(tuple(source.names[i] for i in good)) if config.labels else None
     names, labels = _numbered(labelling)
     kept = pixels if not bad else pixels[good]
-    return ImageSet(kept, labels, names, fingerprint(kept, labels), skipped)
+    files = tuple(source.names[index] for index in good)
+    return ImageSet(kept, labels, names, fingerprint(kept, labels), skipped, files)
 
 
 def _numbered(labelling: Labelling | None) -> tuple[tuple[str, ...], Int[np.ndarray, "n"] | None]:
@@ -321,7 +323,8 @@ def _from_cache(source: Source, config: DataConfig, plan: _Plan) -> ImageSet:
     meta = json.loads((folder / "images.json").read_text())
     labels = np.load(folder / "labels.npy") if meta["class_names"] else None
     pixels = np.load(folder / "images.npy", mmap_mode="r")
-    return ImageSet(pixels, labels, tuple(meta["class_names"]), meta["fingerprint"], tuple(meta["skipped"]))
+    known = {name: tuple(meta.get(name, ())) for name in ("class_names", "skipped", "names")}
+    return ImageSet(pixels, labels, fingerprint=meta["fingerprint"], **known)
 
 
 def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: _Plan) -> None:
@@ -337,6 +340,7 @@ def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: _P
         "class_names": decoded.class_names,
         "fingerprint": decoded.fingerprint,
         "skipped": decoded.skipped,
+        "names": decoded.names,
     }
     (folder / "images.json").write_text(json.dumps(meta))
 

@@ -18,6 +18,7 @@ from pipeline.claim import Claim, Request
 from pipeline.drawers import Drawer
 from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
+from pipeline.labels import Label
 from pipeline.model import Model, load
 from pipeline.options import build
 from pipeline.reporting import Reporter, Silent
@@ -69,7 +70,8 @@ def generate(
     n: int = GRID_IMAGES,
     *,
     seed: int = 0,
-    label: int | str | None = None,
+    label: Label = None,
+    guidance: float = 1.0,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -81,11 +83,12 @@ def generate(
     """Draw n new images from a run (by default the newest that there is something to draw from).
 
     Image i depends on the run, the seed, i and the class alone: not on n, the batch size or the number of
-    processes, among which the work is shared when launched by accelerate. Without `label`, classes are drawn in the
-    training data's proportions. Raises UsageError with all bad arguments at once, and CheckpointError.
+    processes, among which the work is shared when launched by accelerate. `label`: a class by name or number, or
+    several, drawn in turn, or "balanced" for all; without it classes are drawn in the training data's proportions.
+    Raises UsageError with all bad arguments at once, and CheckpointError.
     """
     sizes = {"n": n, "seed": seed, "batch_size": batch_size, "precision": precision}
-    warping = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    warping = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     config, warp = build([SampleConfig, Warp], {**sizes, **warping}, {})
     folder = find_run(run, "samples")
     check_drawable(folder)
@@ -106,7 +109,7 @@ class Drawn(NamedTuple):
 def generate_files(
     run: str | Path | None = None,
     *,
-    label: int | str | None = None,
+    label: Label = None,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -196,6 +199,7 @@ class _Work(NamedTuple):
         return drawn
 
 
-def samples_folder(run: RunFolder, seed: int, label: Any) -> Path:
+def samples_folder(run: RunFolder, seed: int, label: Label) -> Path:
     """Where samples go unless told otherwise."""
-    return run.samples / (f"seed-{seed}" if label is None else f"seed-{seed}-{str(label).replace('/', '-')}")
+    words = label if label is None or isinstance(label, int | str) else ",".join(map(str, label))
+    return run.samples / (f"seed-{seed}" if label is None else f"seed-{seed}-{str(words).replace('/', '-')}")

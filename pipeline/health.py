@@ -8,7 +8,8 @@ from pipeline.run import RunFolder
 from stage1_vqvae import VQVAEConfig
 
 COLLAPSED = 0.01  # perplexity as a share of the codes below which stage 2 has nothing to learn
-_BRIEF = ("nmse", "psnr", "code_use", "perplexity", "active_units", "bits_per_dim", "nats")
+_BRIEF = ("nmse", "psnr", "code_use", "perplexity", "active_units", "bits_per_dim")
+_BRIEF_OF_PRIORS = ("nats", "nats_uniform", "nats_by_frequency", "bits_an_image")
 _WORDS = {  # in this order
     "code_use": "{:.1%} used",
     "dead_codes": "{:.0f} dead",
@@ -25,7 +26,8 @@ _WORDS = {  # in this order
 
 def brief(values: Mapping[str, float]) -> str:
     """What to watch of an evaluation, in a line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if _stem(name) in _BRIEF)
+    shown = _BRIEF_OF_PRIORS if any(_stem(name) == "nats" for name in values) else _BRIEF
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if _stem(name) in shown)
 
 
 def rows(measured: Mapping[str, float]) -> list[tuple[str, str]]:

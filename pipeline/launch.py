@@ -129,6 +129,7 @@ def carry_out(
     launch.accelerator.wait_for_everyone()
     for tracker in launch.accelerator.trackers:
         tracker.finish()
+    launch.accelerator.trackers.clear()  # else the next level's curves would be written here as well
     return Trained(run.path, trainer.state.progress.step, trainer.state.progress.best)
 
 

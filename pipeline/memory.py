@@ -1,6 +1,7 @@
 """What a training will need, said before it starts; how many images may be drawn at a time."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pipeline.randomness import batch_places
 from pipeline.training import Trainer, own_random_numbers
-from stage2_prior import Prior
+from stage2_prior import Stepper
 
 MOST_DRAWN = 256  # images: products are large enough, more of them gain nothing
 _SHARE = 4  # a part of the free memory is enough for drawing
@@ -44,9 +45,13 @@ def _saved_bytes(trainer: Trainer) -> int:
     return sum(kept.values())
 
 
-def sampling_batch(prior: Prior, device: torch.device, wanted: int, pixels: int) -> int:
-    """How many of the wanted images, of so many bytes, to draw at a time: as the free memory allows, 256 at most."""
-    bytes_an_image = prior.stepper(2).memory() - prior.stepper(1).memory() + _COPIES * pixels
+def sampling_batch(plan: Callable[[int], Sequence[Stepper]], device: torch.device, wanted: int, pixels: int) -> int:
+    """How many of the wanted images, of so many bytes, to draw at a time: as the free memory allows, 256 at most.
+
+    `plan` makes the steppers of all levels for a number of images.
+    """
+    one, two = (sum(stepper.memory() for stepper in plan(n)) for n in (1, 2))
+    bytes_an_image = two - one + _COPIES * pixels
     return max(1, min(wanted, MOST_DRAWN, _free_bytes(device) // _SHARE // bytes_an_image))
 
 

@@ -13,6 +13,7 @@ from pipeline import processes
 from pipeline.checkpoint import is_finished
 from pipeline.drawers import CodeDrawer, Drawer, LatentDrawer
 from pipeline.errors import CheckpointError, UsageError
+from pipeline.labels import Label
 from pipeline.reporting import Reporter, Silent
 from pipeline.run import LoadedPrior, LoadedVQVAE, find_run, load_prior, load_vqvae
 from pipeline.samples import Samples, join
@@ -27,7 +28,12 @@ class Model:
     """A loaded run: both stages, or stage 1 alone."""
 
     vqvae: LoadedVQVAE
-    prior: LoadedPrior | None
+    priors: tuple[LoadedPrior, ...]  # one a level, or none
+
+    @property
+    def prior(self) -> LoadedPrior | None:
+        """The prior of the coarsest level."""
+        return self.priors[0] if self.priors else None
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +59,7 @@ class Model:
         """What the codes keep of images; with `levels`, those of the first levels, the others at their mean."""
         return self.decode(self.encode(images)[:levels])
 
-    def drawer(self, *, seed: int = 0, label: int | str | None = None, warp: Warp | None = None) -> Drawer:
+    def drawer(self, *, seed: int = 0, label: Label = None, warp: Warp | None = None) -> Drawer:
         """What draws images of a seed and a class (by default the classes of the training data, in proportion).
 
         Raises UsageError for a class that does not exist, and where codes are numbers for what has no meaning there;
@@ -62,16 +68,16 @@ class Model:
         warp = warp or Warp()
         if not self.vqvae.config.model.is_discrete:
             return LatentDrawer(self.vqvae, self.decode, seed, warp, label)
-        if self.prior is None:
+        if not self.priors:
             raise CheckpointError("this run has no finished prior to sample from; train one with `gen train-prior`")
-        return CodeDrawer(self.vqvae, self.decode, seed, warp, self.prior, label)
+        return CodeDrawer(self.vqvae, self.decode, seed, warp, self.priors, label)
 
     def sample(
         self,
         n: int,
         *,
         seed: int = 0,
-        label: int | str | None = None,
+        label: Label = None,
         batch_size: int | None = None,
         warp: Warp | None = None,
         accelerator: Accelerator | None = None,
@@ -121,14 +127,16 @@ def _together(mine: Samples, n: int, accelerator: Accelerator) -> Samples:
 def load(run: str | Path | None = None, *, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
     """Load a run by its path alone; without one, the newest under runs/.
 
-    The prior is loaded where it is finished. Raises CheckpointError when a model is missing, damaged, or when the
-    prior was trained on the codes of another vqvae, and UsageError when there is no such device.
+    The priors are loaded where those of all levels are finished. Raises CheckpointError when a model is missing,
+    damaged, or when a prior was trained on the codes of another vqvae, and UsageError when there is no such device.
     """
     device = processes.find_device(device)
     folder = find_run(run, "vqvae")
     vqvae = load_vqvae(folder, device)
-    prior = load_prior(folder, vqvae.sha256, device) if is_finished(folder.prior) else None
+    levels = range(vqvae.config.model.levels)
+    finished = all(is_finished(folder.prior(level)) for level in levels)
+    priors = [load_prior(folder, level, vqvae.sha256, device) for level in levels] if finished else []
     if precision == "float64":
-        vqvae.model.double()
-        prior = prior and prior._replace(model=prior.model.double())
-    return Model(vqvae, prior)
+        for model in (vqvae.model, *(prior.model for prior in priors)):
+            model.double()
+    return Model(vqvae, tuple(priors))

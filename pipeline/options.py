@@ -52,7 +52,11 @@ def read_config_file(path: Path, configs: Iterable[type]) -> dict[str, Any]:
     """The options in a config.json that a run saved. Raises UsageError."""
     try:
         content = read_json(path)
-        saved = {name: value for key in ("data", "model", "training") for name, value in content.get(key, {}).items()}
+        saved = {
+            name: value
+            for key in ("data", "model", "training", "augmentation")
+            for name, value in content.get(key, {}).items()
+        }
     except (CheckpointError, OSError, AttributeError) as error:
         raise UsageError(f"--config {path} cannot be read as a saved config.json: {error}") from error
     known = {name for config in configs for name in option_fields(config)}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 
 class Purpose(IntEnum):
@@ -23,6 +23,9 @@ class Purpose(IntEnum):
     WEIGHTS = 5
     LABELS = 6
     LATENTS = 7
+    VIEW = 8
+    SHIFT = 9
+    CANDIDATES = 10
 
 
 def number(seed: int, purpose: Purpose, *index: int) -> int:
@@ -65,13 +68,22 @@ def _order(seed: int, epoch: int, population: int) -> Int[np.ndarray, "populatio
 
 def flips(seed: int, places: Places, population: int) -> Bool[np.ndarray, "batch"]:
     """Whether each item of a batch is mirrored: a coin of (seed, epoch, item)."""
-    result = np.empty(len(places.items), dtype=bool)
+    return _of_items(Purpose.FLIP, seed, places, population) < 0.5
+
+
+def views(seed: int, places: Places, population: int, count: int) -> Int[np.ndarray, "batch"]:
+    """Which of `count` encodings of each item of a batch is learned from: a die of (seed, epoch, item)."""
+    return (_of_items(Purpose.VIEW, seed, places, population) * count).astype(np.int64)
+
+
+def _of_items(purpose: Purpose, seed: int, places: Places, population: int) -> Float[np.ndarray, "batch"]:
+    result = np.empty(len(places.items))
     for epoch in np.unique(places.epochs):
         chosen = places.epochs == epoch
-        result[chosen] = _coins(seed, int(epoch), population)[places.items[chosen]]
+        result[chosen] = _uniforms(purpose, seed, int(epoch), population)[places.items[chosen]]
     return result
 
 
 @lru_cache(maxsize=4)
-def _coins(seed: int, epoch: int, population: int) -> Bool[np.ndarray, "population"]:
-    return stream(seed, Purpose.FLIP, epoch).random(population) < 0.5
+def _uniforms(purpose: Purpose, seed: int, epoch: int, population: int) -> Float[np.ndarray, "population"]:
+    return stream(seed, purpose, epoch).random(population)

@@ -10,12 +10,13 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from pipeline.checkpoint import CONFIG, FORMAT_VERSION, WEIGHTS, is_finished
+from pipeline.codes import AugmentConfig
 from pipeline.data import DataConfig
 from pipeline.errors import CheckpointError, UsageError, describe
 from pipeline.settings import TrainingConfig
 from pipeline.storage import load_strictly, read_json, sha256, verify
 from stage1_vqvae import VQVAE, VQVAEConfig
-from stage2_prior import PixelCNN, PixelCNNConfig, Prior, PriorTask
+from stage2_prior import Prior, PriorConfig, PriorTask, make_prior
 
 RUNS = Path("runs")
 SPLIT = "split.safetensors"
@@ -40,12 +41,13 @@ class VQVAERun:
 
 @dataclass(frozen=True, kw_only=True, config=_FORBID)
 class PriorRun:
-    """config.json of stage 2, with the hash of the stage-1 weights that its codes mean something to."""
+    """config.json of stage 2 of a level, with the hash of the stage-1 weights that its codes mean something to."""
 
     format_version: Literal[3] = FORMAT_VERSION
     kind: Literal["prior"] = "prior"
-    model: PixelCNNConfig
+    model: PriorConfig
     training: TrainingConfig
+    augmentation: AugmentConfig = AugmentConfig()
     level: int = 0
     vqvae_sha256: str
     class_names: tuple[str, ...]
@@ -68,9 +70,13 @@ class RunFolder(NamedTuple):
         return self.path / "codes"
 
     @property
-    def prior(self) -> Path:
-        """Stage 2, level 0."""
-        return self.path / "prior" / "0"
+    def priors(self) -> Path:
+        """Stage 2, a folder a level."""
+        return self.path / "prior"
+
+    def prior(self, level: int) -> Path:
+        """Stage 2 of a level of codes."""
+        return self.priors / str(level)
 
     @property
     def samples(self) -> Path:
@@ -125,22 +131,22 @@ def load_vqvae(run: RunFolder, device: torch.device | str = "cpu") -> LoadedVQVA
 
 
 class LoadedPrior(NamedTuple):
-    """Stage 2, ready for use, its configuration, and the hash of its weights."""
+    """Stage 2 of a level, ready for use, its configuration, and the hash of its weights."""
 
     model: Prior
     config: PriorRun
     sha256: str
 
 
-def load_prior(run: RunFolder, vqvae_sha256: str, device: torch.device | str = "cpu") -> LoadedPrior:
-    """Load stage 2 of a run, verified to belong to these stage-1 weights. Raises CheckpointError."""
-    check_prior_is_finished(run)
-    verify(run.prior)
-    config = read_config(run.prior, PriorRun)
+def load_prior(run: RunFolder, level: int, vqvae_sha256: str, device: torch.device | str = "cpu") -> LoadedPrior:
+    """Load stage 2 of a level, verified to belong to these stage-1 weights. Raises CheckpointError."""
+    folder = run.prior(level)
+    verify(folder)
+    config = read_config(folder, PriorRun)
     check_belongs(run, config, vqvae_sha256)
-    task = PriorTask(PixelCNN(config.model))
-    load_strictly(task, run.prior / WEIGHTS)
-    return LoadedPrior(_ready(task, device).prior, config, sha256(run.prior / WEIGHTS))
+    task = PriorTask(make_prior(config.model))
+    load_strictly(task, folder / WEIGHTS)
+    return LoadedPrior(_ready(task, device).prior, config, sha256(folder / WEIGHTS))
 
 
 def _ready(module: Network, device: torch.device | str) -> Network:
@@ -162,13 +168,8 @@ def check_drawable(run: RunFolder) -> None:
     config = read_config(run.vqvae, VQVAERun) if is_finished(run.vqvae) else None
     if config is not None and not config.model.is_discrete:
         check_latents(config)
-    elif config is not None and config.model.levels > 1:
-        raise UsageError(
-            f"{run.path} has {config.model.levels} levels of codes, and priors over more than 1 are not built yet: "
-            "there is nothing to draw from"
-        )
     else:
-        check_prior_is_finished(run)
+        check_priors_are_finished(run, config.model.levels if config else 1)
 
 
 def can_be_drawn(run: RunFolder) -> bool:
@@ -180,9 +181,15 @@ def can_be_drawn(run: RunFolder) -> bool:
     return True
 
 
-def check_prior_is_finished(run: RunFolder) -> None:
-    """Raise CheckpointError unless a run has a prior to draw from."""
-    if not is_finished(run.prior):
+def check_priors_are_finished(run: RunFolder, levels: int) -> None:
+    """Raise CheckpointError unless a run has a prior to draw from, for each level of its codes."""
+    missing = [level for level in range(levels) if not is_finished(run.prior(level))]
+    if missing and levels > 1:
+        raise CheckpointError(
+            f"{run.path} has no finished prior of level {', '.join(map(str, missing))}, of {levels} levels; "
+            f"train them with `gen train-prior {run.path} --resume auto`"
+        )
+    if missing:
         raise CheckpointError(f"{run.path} has no finished prior; train one with `gen train-prior {run.path}`")
 
 
@@ -190,8 +197,9 @@ def check_belongs(run: RunFolder, prior: PriorRun, vqvae_sha256: str) -> None:
     """Raise CheckpointError unless a prior was trained on the codes of these stage-1 weights."""
     if prior.vqvae_sha256 != vqvae_sha256:
         raise CheckpointError(
-            f"the prior in {run.prior} was trained on the codes of another vqvae: sha256 {prior.vqvae_sha256[:12]}, "
-            f"this one has {vqvae_sha256[:12]}; train a new prior with `gen train-prior {run.path} --out NEW_RUN`"
+            f"the prior in {run.prior(prior.level)} was trained on the codes of another vqvae: sha256 "
+            f"{prior.vqvae_sha256[:12]}, this one has {vqvae_sha256[:12]}; train a new prior with "
+            f"`gen train-prior {run.path} --out NEW_RUN`"
         )
 
 
@@ -218,5 +226,5 @@ def find_run(run: str | Path | None, wanted: Literal["vqvae", "samples"]) -> Run
 
 def _changed(run: RunFolder, wanted: Literal["vqvae", "samples"]) -> float:
     """When what is wanted of a run was finished."""
-    stage = run.prior if wanted == "samples" and is_finished(run.prior) else run.vqvae
-    return (stage / WEIGHTS).stat().st_mtime
+    stages = [run.vqvae, *run.priors.glob("*")] if wanted == "samples" else [run.vqvae]
+    return max((stage / WEIGHTS).stat().st_mtime for stage in stages if is_finished(stage))

@@ -45,6 +45,11 @@ class TrainingConfig:
     )
     seed: int = Field(default=0, ge=0, description="Seed of the weights, the data's order and all noise.")
     evaluations: int = Field(default=5, ge=1, description="Evaluations on the held-out split, over the run.")
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="Stop early after this many evaluations without a better one: the network overfits; 0 for never.",
+    )
     checkpoints: int = Field(default=5, ge=1, description="Checkpoints written over the run.")
     keep: int = Field(default=2, ge=1, description="Latest checkpoints kept, besides the best.")
 
@@ -72,6 +77,19 @@ def is_due(times: int, step: int, total_steps: int) -> bool:
     return (step * times) // total_steps > ((step - 1) * times) // total_steps
 
 
+def evaluations_since(config: TrainingConfig, best_step: int, step: int, total_steps: int) -> int:
+    """How many evaluations lie between the best one and a step."""
+    return (step * config.evaluations) // total_steps - (best_step * config.evaluations) // total_steps
+
+
+def preset_for(images: int) -> str:
+    """The preset of a prior for a number of training images: little data wants a small network and much dropout.
+
+    `large` is never chosen unasked: it takes a GPU.
+    """
+    return "small" if images < _LITTLE_DATA else "base"
+
+
 class Preset(NamedTuple):
     """What a size means for both stages: defaults that a flag overrides."""
 
@@ -79,7 +97,15 @@ class Preset(NamedTuple):
     prior: dict[str, Any]
 
 
-_PRIOR = {"average_decay": 0.999, "weight_decay": 0.01, "learning_rate": 2e-3}
+_PRIOR = {
+    "average_decay": 0.999,
+    "weight_decay": 0.01,
+    "learning_rate": 2e-3,
+    "label_dropout": 0.1,
+    "evaluations": 10,
+    "patience": 3,
+}
+_LITTLE_DATA = 5_000  # training images below which a smaller prior with more dropout does better
 
 _SMALL = Preset(
     vqvae={"hidden": 64, "num_codes": 64, "steps": 1000, "batch_size": 64},

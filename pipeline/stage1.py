@@ -87,9 +87,9 @@ def train_vqvae(
 
 def _check_no_prior(run: RunFolder) -> None:
     """Further training would change the codes that a finished prior was trained on."""
-    if is_finished(run.prior):
+    if any(map(is_finished, run.priors.glob("*"))):
         raise UsageError(
-            f"the prior in {run.prior} belongs to these weights; copy {run.vqvae} into a new run folder, to go on there"
+            f"the prior in {run.priors} belongs to these weights; copy {run.vqvae} into a new run folder to go on there"
         )
 
 

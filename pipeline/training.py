@@ -23,7 +23,7 @@ from pipeline.interruption import Interruption
 from pipeline.log import Log
 from pipeline.randomness import Places, Purpose, batch_places, generator, number
 from pipeline.reporting import Reporter
-from pipeline.settings import TrainingConfig, is_due, learning_rate
+from pipeline.settings import TrainingConfig, evaluations_since, is_due, learning_rate
 
 LOGGED_LINES = 200  # lines of metrics.jsonl over a run, about
 POOLED_BATCHES = 4  # batches that a task may initialise itself from
@@ -142,7 +142,8 @@ class Trainer:
         progress = self.state.progress
         log = Log(self.accelerator, self.reporter, self.folder, self.config, progress)
         with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
-            for step in self.reporter.steps(range(progress.step, progress.total_steps), self.folder.name):
+            last = progress.step if self._is_overfit() else progress.total_steps
+            for step in self.reporter.steps(range(progress.step, last), self.folder.name):
                 log.add(self.train_step(step).metrics)
                 progress.step = step + 1
                 if is_due(LOGGED_LINES, progress.step, progress.total_steps):
@@ -150,12 +151,24 @@ class Trainer:
                 if is_due(self.config.evaluations, progress.step, progress.total_steps):
                     log.write()
                     self._evaluate_and_keep(log)
-                asked = interruption.agreed(progress.step)
-                if asked or is_due(self.config.checkpoints, progress.step, progress.total_steps):
+                asked, ended = interruption.agreed(progress.step), self._is_overfit()
+                if asked or ended or is_due(self.config.checkpoints, progress.step, progress.total_steps):
                     log.write()
                     self._save()
                 if asked:
                     raise InterruptedRunError(_stopped(progress), asked)
+                if ended:
+                    break
+        if self._is_overfit():
+            self.reporter.say(_ended_early(progress, self.config.patience))
+
+    def _is_overfit(self) -> bool:
+        """Whether the best evaluation lies too far back: a function of where the training stands, as on resuming."""
+        progress, patience = self.state.progress, self.config.patience
+        if not patience or self.metric is None or not progress.best or progress.step == progress.total_steps:
+            return False
+        since = evaluations_since(self.config, progress.best_step, progress.step, progress.total_steps)
+        return since >= patience and is_due(self.config.evaluations, progress.step, progress.total_steps)
 
     def train_step(self, step: int) -> StepResult:
         """One step over the whole batch: forward and backward by micro-batches, optimizer, update, average."""
@@ -255,6 +268,13 @@ class Trainer:
 
 def _stopped(progress: Progress) -> str:
     return f"stopped as asked after step {progress.step:,} of {progress.total_steps:,}; go on with --resume auto"
+
+
+def _ended_early(progress: Progress, patience: int) -> str:
+    return (
+        f"stopped early after step {progress.step:,} of {progress.total_steps:,}: nothing was better than step "
+        f"{progress.best_step:,} for {patience} evaluations; with --resume auto --patience 0 it goes on"
+    )
 
 
 def _join(results: list[StepResult]) -> StepResult:

@@ -148,6 +148,14 @@ class VQVAE(nn.Module):
             sums["pixel_nats"] = self._pixel_nats(images, self.reconstruction_loss)
         return sums
 
+    @torch.no_grad()
+    def pixel_nats(self, images: UInt8[Tensor, "n c h w"], codes: Codes) -> Float[Tensor, "n"] | None:
+        """-ln P(image | its codes) in nats, where the decoder is a likelihood."""
+        if not isinstance(self.reconstruction_loss, Likelihood):
+            return None
+        reconstruction = self.decoder(self.levels.decode(codes))
+        return self.reconstruction_loss.nats(reconstruction.double(), images).sum((1, 2, 3))
+
     def _pixel_nats(self, images: UInt8[Tensor, "n c h w"], likelihood: Likelihood) -> Float[Tensor, ""]:
         """What pixels cost given a draw of the codes; in full precision, as bfloat16 moves them by a grey value."""
         shape = (self.levels.code_dim, *self.config.grids[0])

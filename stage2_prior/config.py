@@ -1,14 +1,19 @@
 """Everything that defines a prior, in one frozen, validated dataclass."""
 
+from collections.abc import Iterable
+from typing import Literal
+
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+_ATTENTION = ("attention_every", "attention_heads")
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class PixelCNNConfig:
-    """The architecture of a gated PixelCNN over one level of codes.
+class PriorConfig:
+    """The architecture of a prior over one level of codes.
 
-    The first four fields come from stage 1 and the data; every other field is a command-line option.
+    The fields that come from stage 1 and the data stand first; every other field is a command-line option.
     """
 
     height: int = Field(default=8, ge=1, description="Rows of a code map.", json_schema_extra={"from_data": True})
@@ -22,29 +27,65 @@ class PixelCNNConfig:
         description="Classes to condition on; 0 for none.",
         json_schema_extra={"from_data": True},
     )
-    hidden: int = Field(default=128, ge=1, description="Channels of each of the two stacks.")
+    coarser: tuple[int, ...] = Field(
+        default=(),
+        description="Number of codes of each coarser level that comes before, coarsest first.",
+        json_schema_extra={"from_data": True},
+    )
+    prior: Literal["pixelcnn", "pixelsnail"] = Field(
+        default="pixelcnn",
+        description="Causal network: pixelcnn, two stacks of gated convolutions; pixelsnail, gated residual blocks "
+        "with causal attention.",
+    )
+    hidden: int = Field(default=128, ge=1, description="Channels of the features.")
     layers: int = Field(default=10, ge=1, description="Gated layers.")
     kernel: int = Field(default=3, ge=3, description="Side of a layer's window, odd; only its causal taps exist.")
     first_kernel: int = Field(default=7, ge=3, description="Side of the first layer's window, odd.")
     head: int = Field(default=256, ge=1, description="Channels between the last layer and the logits.")
+    attention_every: int = Field(default=4, ge=1, description="Layers before each attention, and after the last one.")
+    attention_heads: int = Field(default=4, ge=1, description="Heads, all of which ask the same keys and values.")
+    condition_blocks: int = Field(
+        default=2, ge=0, description="Residual blocks of the network that reads the coarser levels."
+    )
     dropout: float = Field(
         default=0.2, ge=0, lt=1, description="Dropout in every layer: 0.1 (much data) to 0.5 (little)."
     )
     code_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Chance that a training step hides a code from what comes after it."
     )
+    label_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Chance that a training step hides an image's class, as guidance needs."
+    )
 
     @model_validator(mode="after")
-    def _windows_have_a_centre(self) -> "PixelCNNConfig":
+    def _fits_together(self) -> "PriorConfig":
         even = [f"{name} = {size}" for name, size in self._kernels().items() if size % 2 == 0]
-        if even:
-            raise ValueError(f"a causal window has a centre, so its side is odd; got {', '.join(even)}")
+        problems = [f"a causal window has a centre, so its side is odd; got {', '.join(even)}"] if even else []
+        if self.prior == "pixelsnail" and self.hidden % self.attention_heads:
+            problems.append(f"--hidden {self.hidden} is not divisible by --attention-heads {self.attention_heads}")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
+    def without_effect(self, given: Iterable[str]) -> list[str]:
+        """Of the options given those that mean nothing here, with what they belong to."""
+        named = set(given)
+        idle = dict.fromkeys(named & set(_ATTENTION), "--prior pixelsnail") if self.prior == "pixelcnn" else {}
+        if not self.coarser and "condition_blocks" in named:
+            idle["condition_blocks"] = "levels that have a coarser one"
+        if not self.num_classes and "label_dropout" in named:
+            idle["label_dropout"] = "data with classes"
+        return [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
+
     @property
-    def reach(self) -> int:
-        """How many rows up and columns to the left the logits of a position depend on; no further."""
+    def reach(self) -> int | None:
+        """How many rows up and columns to the left the logits of a position depend on; None for all there are."""
+        if self.prior == "pixelsnail":
+            return None
         return self.first_kernel // 2 + (self.layers - 1) * (self.kernel // 2)
 
     def _kernels(self) -> dict[str, int]:
         return {"kernel": self.kernel, "first_kernel": self.first_kernel}
+
+
+PixelCNNConfig = PriorConfig  # its name when there was one prior

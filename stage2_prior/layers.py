@@ -8,9 +8,12 @@ Kernels hold their causal taps only: a 2x3 kernel, not a masked 3x3.
 from typing import NamedTuple
 
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from stage2_prior.conditioning import ClassShift, Condition
+from stage2_prior.config import PriorConfig
 
 
 class Stacks(NamedTuple):
@@ -36,9 +39,9 @@ class VerticalConv(nn.Conv2d):
 class HorizontalConv(nn.Conv2d):
     """A 1 x k window cut to its left part: the current column included, or (`strict`) only those to the left."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, strict: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, strict: bool, bias: bool = True) -> None:
         columns = kernel // 2 if strict else kernel // 2 + 1
-        super().__init__(in_channels, out_channels, (1, columns))
+        super().__init__(in_channels, out_channels, (1, columns), bias=bias)
         self.pad = (kernel // 2, 0, 0, 0)
 
     def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
@@ -55,27 +58,29 @@ class GatedLayer(nn.Module):
     """One gated layer of both stacks (figure 2 of the paper), with a residual connection in each.
 
     The first layer reads the embedded codes and is `strict`: from there on, features at (i, j) already exclude the
-    code at (i, j), and later windows may include their own position. Class conditioning enters both stacks
-    (equation 4).
+    code at (i, j), and later windows may include their own position. Classes enter both stacks (equation 4), coarser
+    levels the vertical one, from which the link leads to the other.
     """
 
-    def __init__(self, hidden: int, kernel: int, num_classes: int, dropout: float, *, strict: bool) -> None:
+    def __init__(self, config: PriorConfig, *, strict: bool) -> None:
         super().__init__()
+        hidden, kernel = config.hidden, config.first_kernel if strict else config.kernel
         self.strict = strict
         self.vertical = VerticalConv(hidden, 2 * hidden, kernel, strict=strict)
         self.horizontal = HorizontalConv(hidden, 2 * hidden, kernel, strict=strict)
         self.link = nn.Conv2d(2 * hidden, 2 * hidden, 1)  # what the horizontal stack learns of the rows above
         self.residual = nn.Conv2d(hidden, hidden, 1)
-        self.dropout = nn.Dropout(dropout)
-        self.condition = nn.Embedding(num_classes, 4 * hidden) if num_classes else None
-        if self.condition is not None:
-            nn.init.normal_(self.condition.weight, std=0.1)  # classes start out alike, and share what they learn
+        self.dropout = nn.Dropout(config.dropout)
+        self.condition = ClassShift(config.num_classes, 4 * hidden) if config.num_classes else None
+        self.look = nn.Conv2d(hidden, 2 * hidden, 1, bias=False) if config.coarser else None
 
-    def forward(self, stacks: Stacks, labels: Int[Tensor, "n"] | None) -> Stacks:
+    def forward(self, stacks: Stacks, condition: Condition) -> Stacks:
         vertical = self.vertical(stacks.vertical)
+        if self.look is not None:
+            vertical = vertical + self.look(condition.features)
         horizontal = self.horizontal(stacks.horizontal) + self.link(vertical)
         if self.condition is not None:
-            shift = rearrange(self.condition(labels).to(vertical.dtype), "n (s c) -> s n c 1 1", s=2)
+            shift = rearrange(self.condition(condition.labels).to(vertical.dtype), "n (s c) -> s n c 1 1", s=2)
             vertical, horizontal = vertical + shift[0], horizontal + shift[1]
         return self._add(stacks, Stacks(gate(vertical), self.residual(self.dropout(gate(horizontal)))))
 

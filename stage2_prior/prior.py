@@ -1,5 +1,6 @@
 """What a prior over code maps is, and how one is trained: the class that every prior inherits."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -10,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage2_prior.config import PixelCNNConfig
+from stage2_prior.conditioning import UNKNOWN, CoarserLevels, Condition
+from stage2_prior.config import PriorConfig
 
 
 class PriorError(ValueError):
@@ -18,10 +20,11 @@ class PriorError(ValueError):
 
 
 class CodeBatch(NamedTuple):
-    """Code maps of one level and, where the prior is conditional, their labels."""
+    """Code maps of one level, where the prior is conditional their labels, and the maps of all coarser levels."""
 
     codes: Int[Tensor, "n h w"]
     labels: Int[Tensor, "n"] | None
+    coarser: Sequence[Int[Tensor, "n _ _"]] = ()
 
 
 class PriorOutput(NamedTuple):
@@ -38,8 +41,8 @@ class Stepper(Protocol):
 
     size: tuple[int, int]  # rows and columns of a map
 
-    def begin(self, labels: Int[Tensor, "n"] | None) -> None:
-        """Start new maps of these classes. Raises PriorError where `forward` does."""
+    def begin(self, labels: Int[Tensor, "n"] | None, coarser: Sequence[Tensor] = ()) -> None:
+        """Start new maps of these classes, beneath these coarser levels. Raises PriorError where `forward` does."""
 
     def begin_row(self, row: int) -> None:
         """Compute all that the finished rows allow."""
@@ -55,28 +58,75 @@ class Stepper(Protocol):
 
 
 class Prior(nn.Module, ABC):
-    """p(codes | label) as a product over positions in raster order: row by row, left to right.
+    """p(codes | label, coarser levels) as a product over positions in raster order: row by row, left to right.
 
     `forward` maps codes (n, height, width) to logits (n, num_codes, height, width); the logits at a position depend
-    on the codes of earlier positions alone. The tests hold every subclass in this package to that.
+    on the codes of earlier positions of the level alone, besides the label and the coarser levels. The tests hold every
+    subclass in this package to that.
     """
 
-    config: PixelCNNConfig
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.num_codes, config.hidden)
+        self.coarser = (
+            CoarserLevels(config.coarser, config.hidden, config.condition_blocks, config.dropout)
+            if config.coarser
+            else None
+        )
 
     @abstractmethod
-    def forward(self, codes: Int[Tensor, "n h w"], labels: Int[Tensor, "n"] | None) -> Float[Tensor, "n k h w"]:
-        """Logits of every position under teacher forcing. Any height and width."""
+    def forward(
+        self,
+        codes: Int[Tensor, "n h w"],
+        labels: Int[Tensor, "n"] | None,
+        coarser: Sequence[Int[Tensor, "n _ _"]] = (),
+    ) -> Float[Tensor, "n k h w"]:
+        """Logits of every position under teacher forcing; -1 is the label of an image whose class is not known.
+
+        The map may be cut to its first rows, which have the logits that they have in the whole. Raises PriorError
+        when labels are missing on a conditional prior, or given to an unconditional one; and of coarser levels alike.
+        """
 
     @abstractmethod
     def stepper(self, n: int) -> Stepper:
         """The same logits position by position, for drawing n maps at a time."""
 
+    def condition(self, labels: Int[Tensor, "n"] | None, coarser: Sequence[Tensor], size: tuple[int, int]) -> Condition:
+        """What all layers may look at besides codes, for the first rows and columns of a map. Raises PriorError."""
+        self._check(labels, coarser)
+        if self.coarser is None:
+            return Condition(labels, None)
+        height, width = size
+        features = self.coarser(coarser, (self.config.height, self.config.width))
+        return Condition(labels, features[:, :, :height, :width])
 
-def check_labels(num_classes: int, labels: Int[Tensor, "n"] | None) -> None:
-    """Raise PriorError when labels are missing on a conditional prior, or given to an unconditional one."""
-    if (labels is None) != (num_classes == 0):
-        given = "not given" if labels is None else "given"
-        raise PriorError(f"this prior has {num_classes} classes; labels were {given}")
+    def _check(self, labels: Int[Tensor, "n"] | None, coarser: Sequence[Tensor]) -> None:
+        if (labels is None) != (self.config.num_classes == 0):
+            given = "not given" if labels is None else "given"
+            raise PriorError(f"this prior has {self.config.num_classes} classes; labels were {given}")
+        if len(coarser) != len(self.config.coarser):
+            raise PriorError(f"this prior has {len(self.config.coarser)} coarser levels; {len(coarser)} were given")
+
+    def embed(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n c h w"]:
+        """Embedded codes. While training those of random codes are 0: the network learns to do without any of them."""
+        embedded = self.embedding(codes)
+        if self.training and self.config.code_dropout:
+            kept = torch.rand(embedded.shape[:3], device=embedded.device) >= self.config.code_dropout
+            embedded = embedded * kept[..., None]
+        # (n, h, w, c) seen as (n, c, h, w): channels-last memory without a copy.
+        result: Tensor = embedded.permute(0, 3, 1, 2)
+        return result
+
+
+def head(config: PriorConfig) -> nn.Sequential:
+    """Features to logits, at each position by itself."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(config.hidden, config.head, 1),
+        nn.ReLU(),
+        nn.Conv2d(config.head, config.num_codes, 1),
+    )
 
 
 def nats(logits: Float[Tensor, "n k h w"], codes: Int[Tensor, "n h w"]) -> Float[Tensor, "codes"]:
@@ -86,18 +136,34 @@ def nats(logits: Float[Tensor, "n k h w"], codes: Int[Tensor, "n h w"]) -> Float
     return F.cross_entropy(rows.to(torch.promote_types(rows.dtype, torch.float32)), codes.flatten(), reduction="none")
 
 
+def code_nats(
+    prior: Prior, codes: Int[Tensor, "n h w"], labels: Int[Tensor, "n"] | None, coarser: Sequence[Tensor] = ()
+) -> Float[Tensor, "n h w"]:
+    """-ln p of every code given those before it, in one parallel pass."""
+    n, height, _ = codes.shape
+    return rearrange(nats(prior(codes, labels, coarser), codes), "(n h w) -> n h w", n=n, h=height)
+
+
 class PriorTask(nn.Module):
     """Maximum likelihood for a prior, in the form that the training loop takes."""
 
-    def __init__(self, prior: Prior) -> None:
+    def __init__(self, prior: Prior, unigram: float | None = None) -> None:
+        """`unigram`: the entropy in nats of the held-out codes by frequency alone, for `summarise` to put beside."""
         super().__init__()
-        self.prior = prior
+        self.prior, self.unigram = prior, unigram
 
     def forward(self, batch: CodeBatch, progress: float = 0.0) -> PriorOutput:
         """Mean negative log-likelihood in nats a code. `progress` is unused: nothing here follows a schedule."""
-        logits = self.prior(batch.codes, batch.labels)
+        logits = self.prior(batch.codes, self._some_hidden(batch.labels), batch.coarser)
         loss = nats(logits, batch.codes).mean()
         return PriorOutput(loss, {"nats": loss.detach()})
+
+    def _some_hidden(self, labels: Int[Tensor, "n"] | None) -> Int[Tensor, "n"] | None:
+        """Labels, in training some of them unknown (Ho & Salimans 2022, "Classifier-Free Guidance", algorithm 1)."""
+        if labels is None or not self.training or not self.prior.config.label_dropout:
+            return labels
+        hidden = torch.rand(labels.shape, device=labels.device) < self.prior.config.label_dropout
+        return labels.masked_fill(hidden, UNKNOWN)
 
     @property
     def undecayed(self) -> list[nn.Parameter]:
@@ -119,10 +185,14 @@ class PriorTask(nn.Module):
     @torch.no_grad()
     def evaluate(self, batch: CodeBatch) -> dict[str, Tensor]:
         """Sums over a batch that add up over a whole split."""
-        logits = self.prior(batch.codes, batch.labels)
+        logits = self.prior(batch.codes, batch.labels, batch.coarser)
         total = nats(logits, batch.codes).double().sum()
-        return {"nats": total, "codes": total.new_tensor(batch.codes.numel())}
+        sizes = {"codes": batch.codes.numel(), "maps": batch.codes.shape[0]}
+        return {"nats": total, **{name: total.new_tensor(size) for name, size in sizes.items()}}
 
     def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Nats a code over the split that `sums` were added up over."""
-        return {"nats": float(sums["nats"] / sums["codes"])}
+        """Nats a code, beside what knowing nothing and what knowing frequencies would cost; bits a map."""
+        scale = {"nats_uniform": math.log(self.prior.config.num_codes)}
+        scale |= {} if self.unigram is None else {"nats_by_frequency": self.unigram}
+        bits = sums["nats"] / sums["maps"] / math.log(2)
+        return {"nats": float(sums["nats"] / sums["codes"]), **scale, "bits_an_image": float(bits)}

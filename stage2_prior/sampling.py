@@ -4,6 +4,7 @@
 (`Prior.stepper`); the one here runs the whole network over the rows so far, so it is right for any prior, and slow.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,14 @@ from stage2_prior.prior import Prior, Stepper
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Warp:
-    """How logits are sharpened before a draw. The defaults draw from the prior as it was learned."""
+    """How logits are sharpened before a draw. The defaults draw from the prior as it was learned.
 
+    `guidance` acts on a pair of logits, in GuidedStepper; the rest is done here.
+    """
+
+    guidance: float = Field(
+        default=1.0, ge=0, description="Classifier-free guidance: above 1 images show their class more, and vary less."
+    )
     temperature: float = Field(default=1.0, gt=0, description="Divides the logits; below 1 is safer and less varied.")
     top_k: int | None = Field(default=None, ge=1, description="Draw from the k most probable codes only.")
     top_p: float | None = Field(
@@ -56,11 +63,12 @@ class PrefixStepper:
         device = next(prior.parameters()).device
         self.prior, self.row, self.size = prior, 0, (prior.config.height, prior.config.width)
         self.labels: Int[Tensor, "n"] | None = None
+        self.coarser: Sequence[Tensor] = ()
         self.codes = torch.zeros(n, *self.size, dtype=torch.int64, device=device)
 
-    def begin(self, labels: Int[Tensor, "n"] | None) -> None:
-        """Start maps of these classes."""
-        self.labels = labels
+    def begin(self, labels: Int[Tensor, "n"] | None, coarser: Sequence[Tensor] = ()) -> None:
+        """Start maps of these classes, beneath these coarser levels."""
+        self.labels, self.coarser = labels, coarser
 
     def begin_row(self, row: int) -> None:
         """Remember the row: nothing is computed ahead."""
@@ -68,7 +76,7 @@ class PrefixStepper:
 
     def logits(self, column: int) -> Float[Tensor, "n k"]:
         """Run the network on all rows up to the current one; codes not drawn yet do not matter to a causal net."""
-        return self.prior(self.codes[:, : self.row + 1], self.labels)[:, :, self.row, column]
+        return self.prior(self.codes[:, : self.row + 1], self.labels, self.coarser)[:, :, self.row, column]
 
     def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
         """Write the codes into the map."""
@@ -91,10 +99,12 @@ class Noise(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Codes (n, height, width), and their log-probability (n,) in nats under the prior, before any warp."""
+    """Codes (n, height, width), and their log-probability (n,) in nats under the stepper's logits, before any warp;
+    the part of it that is owed to known codes."""
 
     codes: Int[Tensor, "n h w"]
     log_probability: Float[Tensor, "n"]
+    of_known: Float[Tensor, "n"]
 
 
 @torch.no_grad()
@@ -111,7 +121,7 @@ def draw(
     height, width = stepper.size
     words = image_words(noise.seed, noise.image_indices, noise.level)
     drawn = torch.empty(len(words), height, width, dtype=torch.int64, device=words.device)
-    total = torch.zeros(len(words), dtype=torch.float64, device=words.device)
+    total, of_known = torch.zeros(2, len(words), dtype=torch.float64, device=words.device).unbind(0)
     for row in range(height):
         stepper.begin_row(row)
         for column in range(width):
@@ -124,6 +134,9 @@ def draw(
             if known is not None:
                 codes = torch.where(known[:, row, column] >= 0, known[:, row, column], codes)
             drawn[:, row, column] = codes
-            total += logits.log_softmax(1).gather(1, codes[:, None])[:, 0]
+            own = logits.log_softmax(1).gather(1, codes[:, None])[:, 0]
+            total += own
+            if known is not None:
+                of_known += own * (known[:, row, column] >= 0)
             stepper.accept(column, codes)
-    return Drawn(drawn, total)
+    return Drawn(drawn, total, of_known)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,12 @@ def test_without_arguments_the_embedded_data_becomes_new_images(tmp_path: Path) 
     assert "digits: 1,617 images, 180 more held out, 10 classes" in output
     assert "memory" in output and "next: gen train-prior runs/digits" in output
     output = succeeds("train-prior", *TINY_PRIOR)
-    assert "uniform 2.485" in output and "next: gen sample runs/digits --n 64" in output
+    assert (
+        "uniform 2.485" in output
+        and "nats_uniform 2.485" in output
+        and "bits_an_image" in output
+        and "next: gen sample runs/digits --n 64" in output
+    )
     output = succeeds("sample", "--n", 5, "--class", "three")
     folder = Path("runs/digits/samples/seed-0-three")
     assert str(folder) in output
@@ -202,6 +208,35 @@ def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None
 def test_tensorboard_is_written_or_missed_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'gen-images[tensorboard]'" in fails(2, "train-vqvae", "--log", "tensorboard", *TINY)
+
+
+def test_score_sorts_images_and_shows_where_they_surprise(trained: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "some", (12, 8), "L", 5)
+    output = succeeds("score", folder, folder / "odd" / "1.png", "--run", trained, "--out", "there/surprise.png")
+    lines = re.findall(r"[\d.,]+ bits  .*", output)
+    bits = [float(line.split()[0]) for line in lines]
+    assert len(lines) == 6 and bits == sorted(bits, reverse=True)
+    assert sum(line.endswith("odd/1.png") for line in lines) == 2, "by its folder's listing and by its own name"
+    assert size_of("there/surprise.png") == (6 * 14 + 2, 2 * 10 + 2)
+    printed = succeeds("score", folder, "--run", trained, "--out", "again.png", "--json", "--class", "1")
+    rows = re.findall(r"{.*}", printed)
+    assert {"bits", "image"} == json.loads(rows[0]).keys() and len(rows) == 5
+    assert "surprise.png exists already" in fails(2, "score", folder, "--run", trained, "--out", "there/surprise.png")
+    assert "no class 'seven'" in fails(2, "score", folder, "--run", trained, "--class", "seven", "--out", "c.png")
+
+
+def test_complete_keeps_a_side_or_what_a_mask_shows(trained: Path, tmp_path: Path) -> None:
+    image = pictures(tmp_path / "some", (12, 8), "L", 1) / "even" / "0.png"
+    output = succeeds("complete", image, "--run", trained, "--keep", "left:0.67", "--n", 3)
+    assert "wrote completions.png: the image, what is kept, and 3 completions" in output
+    assert size_of("completions.png") == (5 * 14 + 2, 12)
+    mask = np.zeros((8, 12), np.uint8)
+    mask[:, :8] = 255
+    Image.fromarray(mask).save("mask.png")
+    succeeds("complete", image, "--run", trained, "--mask", "mask.png", "--n", 3, "--out", "masked.png")
+    assert Path("masked.png").read_bytes() == Path("completions.png").read_bytes()
+    assert "either --keep top:0.5, or --mask" in fails(2, "complete", image, "--run", trained, "--out", "c.png")
+    assert "write SIDE:SHARE" in fails(2, "complete", image, "--run", trained, "--keep", "middle", "--out", "c.png")
 
 
 def test_debug_shows_the_traceback() -> None:

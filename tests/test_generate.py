@@ -11,7 +11,7 @@ import torch
 from pipeline import CheckpointError, UsageError, generate, load
 from pipeline.codes import unigram_entropy
 from pipeline.data import class_weights
-from pipeline.drawers import labels_of
+from pipeline.labels import Label, class_numbers, labels_of
 
 
 def test_both_stages_make_images_of_the_training_size(trained: Path) -> None:
@@ -76,8 +76,28 @@ def test_samples_are_saved_once_and_shown(trained: Path, tmp_path: Path) -> None
 
 
 def test_a_run_without_a_prior_encodes_but_does_not_sample(trained: Path) -> None:
-    model = replace(load(trained), prior=None)
+    model = replace(load(trained), priors=())
     images = torch.zeros(2, 1, 8, 12, dtype=torch.uint8)
     assert torch.equal(model.reconstruct(images), model.decode(model.encode(images)))
     with pytest.raises(CheckpointError, match="no finished prior"):
         model.sample(1)
+
+
+def test_several_classes_are_drawn_in_turn(trained: Path) -> None:
+    def labels(label: Label) -> list[int]:
+        drawn = generate(trained, 5, label=label).labels
+        assert drawn is not None
+        return [int(number) for number in drawn]
+
+    assert labels("1,0") == labels(["1", 0]) == labels([1, "0"]) == [1, 0, 1, 0, 1]
+    assert labels("balanced") == [0, 1, 0, 1, 0]
+    with pytest.raises(UsageError, match="no class '7' and '9'; the classes are 0, 1"):
+        labels("1, 7,9")
+
+
+def test_names_win_over_what_they_might_mean() -> None:
+    names = ("balanced", "cat, dog", "2", "bird")
+    assert class_numbers("balanced", names) == [0] and class_numbers("cat, dog", names) == [1]
+    assert class_numbers("2", names) == [2] and class_numbers(3, names) == [3]
+    assert class_numbers("bird,2", names) == [3, 2]
+    assert class_numbers("balanced", names[1:]) == [0, 1, 2]

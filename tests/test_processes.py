@@ -43,14 +43,14 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 STAGES = [(kind, stage) for kind in KINDS for stage in ("vqvae", "prior/0")]
-STAGES += [(kind, "vqvae") for kind in STAGE_1_KINDS]
+STAGES += [("levels", "prior/1"), *((kind, "vqvae") for kind in STAGE_1_KINDS)]
 
 
 @pytest.mark.parametrize(("kind", "stage"), STAGES)
 def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
     one, two = (list_checkpoints(folder / kind / stage / "checkpoints")[-1] for folder in one_and_two)
     files = sorted(path.name for path in one.glob("*.safetensors"))
-    assert len(files) == (3 if stage == "prior/0" else 2)
+    assert len(files) == (2 if stage == "vqvae" else 3)
     for name in files:
         first, second = load_tensors(one / name), load_tensors(two / name)
         assert first.keys() == second.keys()
@@ -67,17 +67,18 @@ def test_one_and_two_processes_measure_the_same(one_and_two: tuple[Path, Path], 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, Path], kind: str) -> None:
     one, two = (load_tensors(folder / kind / "codes" / "train.safetensors") for folder in one_and_two)
-    assert {"level0", "flipped0", "labels"} <= one.keys()
+    assert {"level0", "view1.level0", "labels"} <= one.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Path]) -> None:
-    run = one_and_two[1] / "ema"  # one and the same model, drawn from by two processes and now by one
+@pytest.mark.parametrize("kind", ["ema", "levels"])
+def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Path], kind: str) -> None:
+    run = one_and_two[1] / kind  # one and the same model, drawn from by two processes and now by one
     precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
     for precision in precisions:
         drawn_by_two = load_tensors(run / f"samples-{precision}.safetensors")
         drawn_by_one = generate(run, 11, seed=5, precision=precision)
-        assert torch.equal(drawn_by_two["codes"], drawn_by_one.codes[0])
+        assert all(torch.equal(drawn_by_two[f"codes{i}"], codes) for i, codes in enumerate(drawn_by_one.codes))
         assert (drawn_by_two["images"].int() - drawn_by_one.images.int()).abs().max() <= 1
         assert drawn_by_one.labels is not None and torch.equal(drawn_by_two["labels"], drawn_by_one.labels)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.randomness import Purpose, batch_places, flips, generator, number
+from pipeline.randomness import Purpose, batch_places, flips, generator, number, views
 from pipeline.settings import TrainingConfig, is_due, learning_rate
 
 
@@ -35,6 +35,17 @@ def test_flips_are_a_fair_coin_of_seed_epoch_and_item() -> None:
     again = batch_places(0, 0, 4000, 1000)  # the same epochs in one batch
     assert [by_item[e, i] for i, e in zip(*again, strict=True)] == flips(0, again, 1000).tolist()
     assert not np.array_equal(flips(0, places[0], 1000), flips(1, places[0], 1000))
+
+
+def test_views_are_a_fair_die_of_seed_epoch_and_item() -> None:
+    places = batch_places(0, 0, 6000, 1000)
+    rolled = views(0, places, 1000, 3)
+    counts = np.bincount(rolled)
+    assert len(counts) == 3 and counts.min() > 1800
+    again = batch_places(0, 7, 500, 1000)  # a part of the same epochs
+    by_item = {(e, i): v for i, e, v in zip(*places, rolled, strict=True)}
+    assert [by_item[e, i] for i, e in zip(*again, strict=True)] == views(0, again, 1000, 3).tolist()
+    assert views(0, places, 1000, 1).tolist() == [0] * 6000
 
 
 def test_numbers_differ_by_purpose_and_index() -> None:

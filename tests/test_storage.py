@@ -112,12 +112,12 @@ def test_code_maps_come_back_as_they_went(tmp_path: Path) -> None:
     maps = CodeMaps(
         levels=(torch.randint(99, (5, 2, 3)).short(), torch.randint(99, (5, 4, 6)).short()),
         labels=torch.arange(5),
-        flipped=(torch.randint(99, (5, 2, 3)).short(), torch.randint(99, (5, 4, 6)).short()),
+        views=((torch.randint(99, (5, 2, 3)).short(), torch.randint(99, (5, 4, 6)).short()),),
     )
     save_codes(tmp_path / "codes.safetensors", maps, {})
     loaded = load_codes(tmp_path / "codes.safetensors")
     assert len(loaded) == 5 and loaded.labels is not None and torch.equal(loaded.labels, torch.arange(5))
-    for before, after in zip(maps.levels + maps.flipped, loaded.levels + loaded.flipped, strict=True):
+    for before, after in zip(maps.levels + maps.views[0], loaded.levels + loaded.views[0], strict=True):
         assert torch.equal(before, after) and after.dtype == torch.int16
     save_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="no code maps"):

@@ -1,6 +1,7 @@
 """The loop: resuming is exact, extending goes on, nothing is overwritten, faults are named."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import torch
 
 from pipeline import CheckpointError, DataError, DivergedError, UsageError, load, train_prior, train_vqvae
 from pipeline.checkpoint import list_checkpoints
-from pipeline.codes import load_codes
+from pipeline.codes import load_codes, unigram_entropy
 from pipeline.errors import InterruptedRunError
 from pipeline.reporting import Silent
 from pipeline.storage import load_tensors
@@ -294,7 +295,11 @@ def test_averaged_weights_are_the_ones_evaluated(tmp_path: Path, trained: Path) 
     assert prior is not None
     logits = prior.model(codes.levels[0].long(), codes.labels)
     nats = float(torch.nn.functional.cross_entropy(logits, codes.levels[0].long()))
-    assert json.loads((stage / "held_out.json").read_text()) == {"step": 12, "nats": pytest.approx(nats, rel=1e-5)}
+    held_out = json.loads((stage / "held_out.json").read_text())
+    assert (held_out["step"], held_out["nats"]) == (12, pytest.approx(nats, rel=1e-5))
+    assert held_out["bits_an_image"] == pytest.approx(6 * nats / math.log(2), rel=1e-5)
+    assert held_out["nats_uniform"] == pytest.approx(math.log(12))
+    assert held_out["nats_by_frequency"] == pytest.approx(unigram_entropy(codes.levels[0], 12))
 
 
 def test_an_interrupted_extension_leaves_the_finished_model_whole(tmp_path: Path) -> None:

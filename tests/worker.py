@@ -13,12 +13,14 @@ from pipeline import generate, generate_files, processes, train_prior, train_vqv
 from pipeline.storage import save_tensors
 from tests.conftest import TINY_PRIOR, shapes, tiny_vqvae
 
+PRIOR_OPTIONS: dict[str, dict[str, Any]] = {"levels": {"prior": "pixelsnail", "encodings": 2, "shift": 1}}
 KINDS: dict[str, dict[str, Any]] = {
     "ema": {"codebook_rule": "ema"},
     "gradient": {"codebook_rule": "gradient"},
     # Where a weight's gradient is nearly 0, Adam's first steps are made of its rounding: keep them small.
     "gumbel": {"bottleneck": "gumbel", "learning_rate": 1e-4},
     "fsq": {"bottleneck": "fsq"},
+    "levels": {"levels": 2, "halvings": 1},
 }
 STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
     "simvq": {"codebook_rule": "simvq", "unit_codes": True},
@@ -39,14 +41,14 @@ def work(folder: Path) -> None:
         options = {**tiny_vqvae(bottleneck), **choice, "micro_batches": 4, "flip": True}
         options |= {"revival_threshold": 0.5} if bottleneck == "vq" else {}
         train_vqvae(out=run, images=images, targets=targets, **options)
-        train_prior(
-            run, images=images, targets=targets, force=True, **{**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5}
-        )
+        prior_options = {**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5, **PRIOR_OPTIONS.get(name, {})}
+        train_prior(run, images=images, targets=targets, force=True, **prior_options)
         precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
         for precision in precisions:
             samples = generate(run, N, seed=5, precision=precision)
             assert samples.labels is not None
-            tensors = {"images": samples.images, "codes": samples.codes[0], "labels": samples.labels}
+            codes = {f"codes{level}": codes for level, codes in enumerate(samples.codes)}
+            tensors = {"images": samples.images, **codes, "labels": samples.labels}
             if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
                 save_tensors(run / f"samples-{precision}.safetensors", tensors)
         generate_files(run, n=N, seed=5, out=run / "files", batch_size=2, format="zip")

@@ -1,8 +1,8 @@
 """The discrete VAE: a categorical latent, relaxed by Gumbel-softmax while it is trained.
 
-Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1 and appendix A (schedules); Jang et al. 2016,
-"Categorical Reparameterization with Gumbel-Softmax", equations 1 and 2; Sønderby et al. 2017, "Continuous Relaxation
-Training of Discrete Latent Variable Image Models", for logits that are distances to code vectors.
+Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1 and appendix A (the temperature); Jang et al.
+2016, "Categorical Reparameterization with Gumbel-Softmax", equations 1 and 2; Takida et al. 2022, "SQ-VAE: Variational
+Bayes on Discrete Representation with Self-annealed Stochastic Quantization", section 3, for probabilities by distance.
 """
 
 import math

@@ -11,7 +11,7 @@ shifts are summed before the first row.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage2_prior.config import PixelCNNConfig
 from stage2_prior.layers import GatedLayer
-from stage2_prior.prior import check_labels
+from stage2_prior.prior import Prior
+from stage2_prior.stepping import Head, bytes_of, double, doubling
 
 
 class PixelCNNStepper:
@@ -31,25 +31,29 @@ class PixelCNNStepper:
     Logits are those of `forward` but for rounding. The buffers grow with the width of a map, not with its height.
     """
 
-    def __init__(
-        self, config: PixelCNNConfig, embedding: nn.Embedding, layers: nn.ModuleList, head: nn.Sequential, n: int
-    ) -> None:
-        self.size, self.num_classes = (config.height, config.width), config.num_classes
-        self.embedding = embedding.weight.detach()
+    def __init__(self, prior: Prior, layers: nn.ModuleList, head: nn.Sequential, n: int) -> None:
+        config = prior.config
+        self.prior, self.size = prior, (config.height, config.width)
+        self.embedding = prior.embedding.weight.detach()
         self.codes = torch.zeros(config.width, n, dtype=torch.int64, device=self.embedding.device)  # of the current row
         self.layers: list[_Layer] = []
         carried = torch.zeros_like(self.embedding[0], dtype=torch.float64)
         for layer in layers:
             assert isinstance(layer, GatedLayer)
             self.layers.append(_Layer(layer, n, config.width, carried))
-            carried = carried + _double(layer.residual.bias)
-        self.head = _Head(head, n, carried)
+            carried = carried + double(layer.residual.bias)
+        self.head = Head(head, n, carried)
+        shape = (config.height, config.width, n, config.hidden)
+        self.looked_at = self.embedding.new_zeros(shape) if config.coarser else None
 
-    def begin(self, labels: Int[Tensor, "n"] | None) -> None:
-        """Start n maps of these classes."""
-        check_labels(self.num_classes, labels)
+    @torch.no_grad()
+    def begin(self, labels: Int[Tensor, "n"] | None, coarser: Sequence[Tensor] = ()) -> None:
+        """Start n maps of these classes, beneath these coarser levels."""
+        condition = self.prior.condition(labels, coarser, self.size)
         for layer in self.layers:
-            layer.condition(labels)
+            layer.condition(condition.labels)
+        if self.looked_at is not None and condition.features is not None:
+            self.looked_at.copy_(rearrange(condition.features, "n c h w -> h w n c"))
 
     def begin_row(self, row: int) -> None:
         """A row of the vertical stack, and what the horizontal stack takes from it."""
@@ -60,12 +64,13 @@ class PixelCNNStepper:
         else:
             first.row.copy_(F.embedding(self.codes, self.embedding))
             first.advance()
+        seen = None if self.looked_at is None else self.looked_at[row].flatten(0, 1)
         for layer, following in pairwise(self.layers):
-            layer.horizontal.link(layer.vertical.activate())
+            layer.horizontal.link(layer.vertical.activate(seen))
             layer.vertical.features(out=following.vertical.row)
             following.vertical.advance()
         last = self.layers[-1]
-        last.horizontal.link(last.vertical.activate())
+        last.horizontal.link(last.vertical.activate(seen))
 
     def logits(self, column: int) -> Float[Tensor, "n k"]:
         """The horizontal stack at one position. The next call overwrites the result."""
@@ -82,7 +87,7 @@ class PixelCNNStepper:
     def memory(self) -> int:
         """Bytes of plan and buffers."""
         parts = [part for layer in self.layers for part in (layer.vertical, layer.horizontal)]
-        return sum(_bytes(part) for part in (self, self.head, *parts))
+        return sum(bytes_of(part) for part in (self, self.head, *parts))
 
 
 class _Layer:
@@ -98,7 +103,7 @@ class _Layer:
         if self.shift is None or labels is None:
             shifts = self.vertical.start.new_zeros(2, 1, self.vertical.start.shape[1])
         else:
-            shifts = rearrange(_double(self.shift(labels)), "n (s c) -> s n c", s=2)
+            shifts = rearrange(double(self.shift(labels)), "n (s c) -> s n c", s=2)
         self.vertical.condition(shifts[0])
         self.horizontal.condition(shifts[0], shifts[1])
 
@@ -107,9 +112,9 @@ class _Vertical:
     """The vertical stack of one layer."""
 
     def __init__(self, layer: GatedLayer, n: int, width: int) -> None:
-        weight = _double(layer.vertical.weight)
-        self.strict, self.scale = layer.strict, _doubling(weight)
-        self.bias = _double(layer.vertical.bias)
+        weight = double(layer.vertical.weight)
+        self.strict, self.scale = layer.strict, doubling(weight)
+        self.bias = double(layer.vertical.bias)
         like, channels, kernel = layer.vertical.weight, weight.shape[1], weight.shape[3]
         # One matrix for each row of the window, the farthest first.
         self.weights = [(rearrange(w, "d c k -> (k c) d") * self.scale).to(like) for w in weight.unbind(2)]
@@ -117,6 +122,7 @@ class _Vertical:
         self.row = padded[kernel // 2 : kernel // 2 + width]  # what the layer reads
         self.windows_of_row = rearrange(padded.unfold(0, kernel, 1), "w n c k -> w n k c")
         self.windows = deque(like.new_zeros(width, n, kernel, channels) for _ in self.weights)
+        self.look = None if layer.look is None else (self.scale * double(layer.look.weight)[:, :, 0, 0].T).to(like)
         self.start = like.new_zeros(n, len(weight))
         self.activations = like.new_empty(width, n, len(weight))
 
@@ -134,11 +140,13 @@ class _Vertical:
         self.windows.rotate(-1)
         self.windows[-1].copy_(self.windows_of_row)
 
-    def activate(self) -> Float[Tensor, "w n d"]:
-        """The convolution at every position of the row, before its gate."""
+    def activate(self, looked_at: Float[Tensor, "wn c"] | None) -> Float[Tensor, "w n d"]:
+        """The convolution at every position of the row, before its gate, and what coarser levels add to it."""
         flat = self.activations.copy_(self.start).flatten(0, 1)
         for windows, weight in zip(self.windows, self.weights, strict=True):
             flat.addmm_(windows.view(len(flat), -1), weight)
+        if self.look is not None and looked_at is not None:
+            flat.addmm_(looked_at, self.look)
         return self.activations
 
     def features(self, out: Float[Tensor, "w n c"]) -> None:
@@ -159,14 +167,14 @@ class _Horizontal:
     """
 
     def __init__(self, layer: GatedLayer, n: int, width: int, carried: Float[Tensor, "c"]) -> None:
-        like, link = layer.horizontal.weight, _double(layer.link.weight)[:, :, 0, 0]
-        weight = rearrange(_double(layer.horizontal.weight), "d c 1 k -> (k c) d")
+        like, link = layer.horizontal.weight, double(layer.link.weight)[:, :, 0, 0]
+        weight = rearrange(double(layer.horizontal.weight), "d c 1 k -> (k c) d")
         taps, channels = layer.horizontal.kernel_size[1], len(carried)
-        self.strict, self.scale, self.link_of_shift = layer.strict, _doubling(link), link.T
-        self.bias = _double(layer.horizontal.bias) + _double(layer.link.bias) + carried.repeat(taps) @ weight
+        self.strict, self.scale, self.link_of_shift = layer.strict, doubling(link), link.T
+        self.bias = double(layer.horizontal.bias) + double(layer.link.bias) + carried.repeat(taps) @ weight
         self.weight = (weight * self.scale).to(like)
         self.link_weight = (link.T / self.scale[:, None] * self.scale).to(like)
-        self.residual = (-_double(layer.residual.weight)[:, :, 0, 0].T).contiguous().to(like)
+        self.residual = (-double(layer.residual.weight)[:, :, 0, 0].T).contiguous().to(like)
         beyond = layer.horizontal.pad[0]
         padded = (-carried).to(like).expand(n, width + beyond, channels).clone()
         self.places = padded[:, beyond:].unbind(1)  # what the layer reads, by column
@@ -194,48 +202,3 @@ class _Horizontal:
             torch.mm(self.gated, self.residual, out=out)
         else:
             torch.addmm(self.places[column], self.gated, self.residual, out=out)
-
-
-class _Head:
-    """The two 1x1 convolutions that lead to logits."""
-
-    def __init__(self, head: nn.Sequential, n: int, carried: Float[Tensor, "c"]) -> None:
-        first, second = head[1], head[3]
-        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
-        like, weight = first.weight, _double(first.weight)[:, :, 0, 0]
-        self.floor = (-carried).to(like)  # relu(features + carried) is max(features, -carried) + carried
-        self.first_bias = (_double(first.bias) + weight @ carried).to(like)
-        self.first, self.second = weight.T.contiguous().to(like), second.weight.detach()[:, :, 0, 0].T.contiguous()
-        self.second_bias = _double(second.bias).to(like)
-        self.features = like.new_empty(n, len(carried))
-        self.hidden, self.out = like.new_empty(n, len(weight)), like.new_empty(n, len(second.weight))
-
-    def logits(self) -> Float[Tensor, "n k"]:
-        """Logits of the features."""
-        torch.maximum(self.features, self.floor, out=self.features)
-        torch.addmm(self.first_bias, self.features, self.first, out=self.hidden).relu_()
-        return torch.addmm(self.second_bias, self.hidden, self.second, out=self.out)
-
-
-def _double(tensor: Tensor | None) -> Float[Tensor, "..."]:
-    """Weights for folding."""
-    assert tensor is not None
-    return tensor.detach().double()
-
-
-def _bytes(part: object) -> int:
-    """Of the tensors among the attributes, and in their sequences; views of one storage count once."""
-    found: dict[int, int] = {}
-    for value in vars(part).values():
-        for item in value if isinstance(value, Iterable) and not isinstance(value, Tensor) else (value,):
-            if isinstance(item, Tensor):
-                storage = item.untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
-
-
-def _doubling(weight: Float[Tensor, "d ..."]) -> Float[Tensor, "d"]:
-    """2 for the half a of the activations, 1 for b."""
-    scale = torch.ones(len(weight), dtype=weight.dtype, device=weight.device)
-    scale[: len(weight) // 2] = 2
-    return scale
