@@ -1,21 +1,25 @@
 """Do samples show the class that was asked for? A classifier trained on the real images answers.
 
-    python -m benchmarks.asked_class RUN DATA [--n 1000]
+    python -m benchmarks.asked_class RUN... DATA [--n 1000] [--guidance 1,2] [--temperature 1]
 
-Prints one JSON line: the classifier's accuracy on real images held out from it, and the fraction of n samples, at
-temperature 1 and equally many a class, in which it sees the class that was asked for.
+Prints one JSON line a run and guidance: the classifier's accuracy on real images held out from it, the fraction of n
+samples, equally many a class, in which it sees the class that was asked for, and how varied they are: the mean variance
+of their pixels within a class, over that of real images.
 """
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import load
+from pipeline import Model, load
+from pipeline import images as pictures
 from pipeline.data import DataConfig, load_images, split
+from stage2_prior import Warp
 
 
 def classifier(channels: int, num_classes: int) -> nn.Sequential:
@@ -60,14 +64,52 @@ def predictions(network: nn.Sequential, images: Tensor) -> Tensor:
     return torch.cat([network(normalised(part)).argmax(1) for part in torch.split(images, 256)])
 
 
+def variety(images: Tensor) -> float:
+    """Mean variance of the pixels of images of one class."""
+    return float(images.double().var(0).mean())
+
+
+class Measured(NamedTuple):
+    """The share of samples that show the class asked for, of all and of each; their variety; and ten of each class."""
+
+    asked_class: float
+    per_class: dict[str, float]
+    variety: float
+    shown: Tensor
+
+
+def measure(model: Model, network: nn.Sequential, n: int, seed: int, warp: Warp) -> Measured:
+    """Draw n samples and look at them."""
+    names = model.priors[0].config.class_names
+    # A seed a class: image i of a seed uses the same noise whatever its class.
+    drawn = [
+        model.sample(n // len(names), seed=seed + label, label=label, warp=warp).images for label in range(len(names))
+    ]
+    hits = [predictions(network, images) == label for label, images in enumerate(drawn)]
+    per_class = {name: round(float(h.double().mean()), 4) for name, h in zip(names, hits, strict=True)}
+    shown = torch.cat([images[:10] for images in drawn])
+    return Measured(float(torch.cat(hits).double().mean()), per_class, sum(map(variety, drawn)) / len(names), shown)
+
+
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option("--n", default=1000, show_default=True)
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--guidance", default="1", show_default=True, help="Guidances, between commas.")
+@click.option("--temperature", default=1.0, show_default=True)
 @click.option("--show", type=click.Path(path_type=Path), help="Write a grid of 10 samples a class here.")
-def main(run: Path, data: str, n: int, epochs: int, seed: int, show: Path | None) -> None:
+def main(
+    runs: tuple[Path, ...],
+    data: str,
+    n: int,
+    epochs: int,
+    seed: int,
+    guidance: str,
+    temperature: float,
+    show: Path | None,
+) -> None:
     """Measure and print."""
     torch.manual_seed(seed)
     images = load_images(DataConfig(data=data))
@@ -77,19 +119,20 @@ def main(run: Path, data: str, n: int, epochs: int, seed: int, show: Path | None
     network = classifier(images.shape[0], len(images.class_names)).to(memory_format=torch.channels_last)
     train(network, pixels[parts.train], labels[parts.train], epochs)
     network.eval()
-    real = (predictions(network, pixels[parts.held_out]) == labels[parts.held_out]).double().mean()
-    model = load(run)
-    each = n // len(images.class_names)
-    # A seed a class: image i of a seed uses the same noise whatever its class.
-    drawn = [model.sample(each, seed=seed + label, label=label) for label in range(len(images.class_names))]
-    hits = [predictions(network, s.images) == label for label, s in enumerate(drawn)]
-    if show:
-        from pipeline.images import grid
-
-        grid(torch.cat([s.images[:10] for s in drawn]).numpy(), 10).save(show)
-    per_class = {name: round(float(h.double().mean()), 4) for name, h in zip(images.class_names, hits, strict=True)}
-    result = {"classifier_on_real": round(float(real), 4), "asked_class": float(torch.cat(hits).double().mean())}
-    print(json.dumps({"run": run.name, "n": each * len(drawn), "seed": seed, **result, "per_class": per_class}))
+    right = float((predictions(network, pixels[parts.held_out]) == labels[parts.held_out]).double().mean())
+    classes = range(len(images.class_names))
+    real = sum(variety(pixels[parts.held_out][labels[parts.held_out] == label]) for label in classes) / len(classes)
+    for run in runs:
+        model = load(run)
+        for scale in map(float, guidance.split(",")):
+            warp = Warp(guidance=scale, temperature=temperature)
+            found = measure(model, network, n, seed, warp)
+            asked = {"run": run.name, "n": n, "seed": seed, "guidance": scale, "temperature": temperature}
+            result = {"asked_class": found.asked_class, "variety": round(found.variety / real, 3)}
+            print(json.dumps({**asked, "classifier_on_real": round(right, 4), **result, "per_class": found.per_class}))
+            if show:
+                several = f"-{run.name}-{scale:g}" if len(runs) > 1 or "," in guidance else ""
+                pictures.grid(found.shown.numpy(), 10).save(show.with_stem(show.stem + several))
 
 
 if __name__ == "__main__":
