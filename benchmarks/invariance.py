@@ -17,7 +17,8 @@ from pipeline import load
 
 def codes(run: Path, n: int, batch_size: int, precision: str) -> torch.Tensor:
     """All codes of images 0 to n - 1, an image a row."""
-    return load(run, precision=precision).sample(n, batch_size=batch_size).codes[0].flatten(1)
+    levels = load(run, precision=precision).sample(n, batch_size=batch_size).codes
+    return torch.cat([level.flatten(1) for level in levels], 1)
 
 
 @click.command()

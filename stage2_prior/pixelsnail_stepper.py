@@ -170,28 +170,31 @@ class _Attention:
     def __init__(self, attention: CausalAttention, n: int, where: Float[Tensor, "positions two"]) -> None:
         like, self.heads = attention.ask.weight, attention.heads
         hidden = like.shape[0]
+        scale = (hidden // self.heads) ** -0.5
         place = where @ double(attention.place.weight)[:, :, 0, 0].T  # (positions, channels)
         ask, tell = double(attention.ask.weight)[:, :, 0, 0].T, double(attention.tell.weight)[:, :, 0, 0].T
         # Where a position is only shifts what it asks and tells.
-        self.ask_bias = (double(attention.ask.bias) + place @ ask).to(like)
+        self.ask_bias = (scale * (double(attention.ask.bias) + place @ ask)).to(like)
         self.tell_bias = (double(attention.tell.bias) + place @ tell[:hidden]).to(like)
-        self.ask_weight, self.tell_weight = ask.to(like), tell.to(like)
+        self.ask_weight, self.tell_weight = (scale * ask).to(like), tell.to(like)
         self.merge = attention.merge.weight.detach()[:, :, 0, 0].T.contiguous()
         self.known = like.new_zeros(n, 2 * hidden)  # features and embedded code of the position
         self.queries = like.new_empty(n, hidden)
-        self.told = like.new_zeros(n, 1, 1 + len(where), tell.shape[1])  # before the first position stands nothing
-        self.keys, self.values = self.told.chunk(2, dim=3)
+        shape = (n, 1 + len(where), tell.shape[1] // 2)  # before the first position stands nothing
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
 
     def step(self, position: int, features: Float[Tensor, "n c"]) -> None:
         """Ask all earlier positions; add the answer to `features`."""
         self.known[:, : features.shape[1]] = features
         torch.addmm(self.ask_bias[position], features, self.ask_weight, out=self.queries)
-        queries = rearrange(self.queries, "n (heads dim) -> n 1 heads dim", heads=self.heads)
-        keys, values = self.keys[:, :, : position + 1], self.values[:, :, : position + 1]
-        answers = F.scaled_dot_product_attention(queries, keys, values)
-        features.addmm_(rearrange(answers, "n 1 heads dim -> n (heads dim)"), self.merge)
+        queries = rearrange(self.queries, "n (heads dim) -> n heads dim", heads=self.heads)
+        # For one position this is faster than scaled_dot_product_attention.
+        weights = torch.bmm(queries, self.keys[:, : position + 1].mT).softmax(2)
+        answers = torch.bmm(weights, self.values[:, : position + 1])
+        features.addmm_(rearrange(answers, "n heads dim -> n (heads dim)"), self.merge)
 
     def tell(self, position: int, embedded: Float[Tensor, "n c"]) -> None:
         """Let later positions know of this one."""
         self.known[:, embedded.shape[1] :] = embedded
-        self.told[:, 0, position + 1] = torch.addmm(self.tell_bias[position], self.known, self.tell_weight)
+        told = torch.addmm(self.tell_bias[position], self.known, self.tell_weight)
+        self.keys[:, position + 1], self.values[:, position + 1] = told.chunk(2, dim=1)
