@@ -116,6 +116,7 @@ _SMALL = Preset(
         "first_kernel": 5,
         "head": 128,
         "dropout": 0.5,
+        "label_dropout": 0.05,
         "learning_rate": 1e-3,
         "steps": 700,
         "batch_size": 64,

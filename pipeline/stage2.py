@@ -166,10 +166,11 @@ def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> 
     model, train = settings.model, maps["train"]
     classes = f", {model.num_classes} classes" if model.num_classes else ""
     encodings = f", in {1 + len(train.views)} encodings" if train.views else ""
+    which = f" of level {settings.level}" if len(train.levels) > 1 else ""
     beneath = f", beneath {len(model.coarser)} coarser levels" if model.coarser else ""
     unigram = unigram_entropy(train.levels[settings.level], model.num_codes)
     return [
-        ("task", f"learn the distribution of codes of level {settings.level} (stage 2)"),
+        ("task", f"learn the distribution of codes{which} (stage 2)"),
         ("data", f"{folder.codes}: {len(train):,} maps{encodings}, {len(maps['held_out']):,} more held out{classes}"),
         ("codes", f"{model.height} x {model.width}, each one of {model.num_codes}{beneath}"),
         ("network", f"{model.prior}, {model.layers} layers of {model.hidden} channels"),
