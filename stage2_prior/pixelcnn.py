@@ -1,10 +1,9 @@
 """The gated PixelCNN over one level of codes."""
 
-from collections.abc import Sequence
-
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from stage2_prior.conditioning import Condition
 from stage2_prior.config import PriorConfig
 from stage2_prior.layers import GatedLayer, Stacks
 from stage2_prior.pixelcnn_stepper import PixelCNNStepper
@@ -19,22 +18,13 @@ class PixelCNN(Prior):
         self.layers = nn.ModuleList(GatedLayer(config, strict=index == 0) for index in range(config.layers))
         self.head = head(config)
 
-    def forward(
-        self,
-        codes: Int[Tensor, "n h w"],
-        labels: Int[Tensor, "n"] | None,
-        coarser: Sequence[Int[Tensor, "n _ _"]] = (),
-    ) -> Float[Tensor, "n k h w"]:
-        """Logits (n, num_codes, h, w) under teacher forcing; see Prior.forward."""
-        _, height, width = codes.shape
-        condition = self.condition(labels, coarser, (height, width))
-        embedded = self.embed(codes)
+    def features(self, embedded: Float[Tensor, "n c h w"], condition: Condition) -> Float[Tensor, "n c h w"]:
+        """Those of the horizontal stack after all layers."""
         stacks = Stacks(embedded, embedded)
         for layer in self.layers:
             stacks = layer(stacks, condition)
-        logits: Tensor = self.head(stacks.horizontal)
-        return logits
+        return stacks.horizontal
 
     def stepper(self, n: int) -> PixelCNNStepper:
         """Logits position by position, for n maps of the configured size."""
-        return PixelCNNStepper(self, self.layers, self.head, n)
+        return PixelCNNStepper(self, self.layers, n)

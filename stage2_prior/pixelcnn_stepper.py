@@ -31,7 +31,7 @@ class PixelCNNStepper:
     Logits are those of `forward` but for rounding. The buffers grow with the width of a map, not with its height.
     """
 
-    def __init__(self, prior: Prior, layers: nn.ModuleList, head: nn.Sequential, n: int) -> None:
+    def __init__(self, prior: Prior, layers: nn.ModuleList, n: int) -> None:
         config = prior.config
         self.prior, self.size = prior, (config.height, config.width)
         self.embedding = prior.embedding.weight.detach()
@@ -42,7 +42,7 @@ class PixelCNNStepper:
             assert isinstance(layer, GatedLayer)
             self.layers.append(_Layer(layer, n, config.width, carried))
             carried = carried + double(layer.residual.bias)
-        self.head = Head(head, n, carried)
+        self.head = Head(prior.head, n, carried)
         shape = (config.height, config.width, n, config.hidden)
         self.looked_at = self.embedding.new_zeros(shape) if config.coarser else None
 

@@ -1,10 +1,9 @@
 """PixelSNAIL over one level of codes."""
 
-from collections.abc import Sequence
-
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from stage2_prior.conditioning import Condition
 from stage2_prior.config import PriorConfig
 from stage2_prior.pixelsnail_stepper import PixelSNAILStepper
 from stage2_prior.prior import Prior, head
@@ -19,18 +18,11 @@ class PixelSNAIL(Prior):
         self.trunk = Trunk(config)
         self.head = head(config)
 
-    def forward(
-        self,
-        codes: Int[Tensor, "n h w"],
-        labels: Int[Tensor, "n"] | None,
-        coarser: Sequence[Int[Tensor, "n _ _"]] = (),
-    ) -> Float[Tensor, "n k h w"]:
-        """Logits (n, num_codes, h, w) under teacher forcing; see Prior.forward."""
-        _, height, width = codes.shape
-        condition = self.condition(labels, coarser, (height, width))
-        logits: Tensor = self.head(self.trunk(self.embed(codes), condition))
-        return logits
+    def features(self, embedded: Float[Tensor, "n c h w"], condition: Condition) -> Float[Tensor, "n c h w"]:
+        """Those of the trunk."""
+        features: Tensor = self.trunk(embedded, condition)
+        return features
 
     def stepper(self, n: int) -> PixelSNAILStepper:
         """Logits position by position, for n maps of the configured size."""
-        return PixelSNAILStepper(self, self.trunk, self.head, n)
+        return PixelSNAILStepper(self, self.trunk, n)

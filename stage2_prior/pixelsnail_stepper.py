@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from stage2_prior.prior import Prior
@@ -25,7 +25,7 @@ class PixelSNAILStepper:
     Logits are those of `forward` but for rounding. Buffers grow with the width of a map, keys and values with its area.
     """
 
-    def __init__(self, prior: Prior, trunk: Trunk, head: nn.Sequential, n: int) -> None:
+    def __init__(self, prior: Prior, trunk: Trunk, n: int) -> None:
         config = prior.config
         self.prior, self.size = prior, (config.height, config.width)
         self.embedding = prior.embedding.weight.detach()
@@ -37,7 +37,7 @@ class PixelSNAILStepper:
         flat = rearrange(where, "h w two -> (h w) two")
         attentions = [module for module in trunk.attentions if isinstance(module, CausalAttention)]
         self.attentions = [_Attention(attention, n, flat) for attention in attentions]
-        self.head = Head(head, n, torch.zeros_like(self.embedding[0], dtype=torch.float64))
+        self.head = Head(prior.head, n, torch.zeros_like(self.embedding[0], dtype=torch.float64))
         shape = (config.height, config.width, n, config.hidden)
         self.looked_at = self.embedding.new_zeros(shape) if config.coarser else None
         self.row = 0

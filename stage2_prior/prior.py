@@ -65,6 +65,8 @@ class Prior(nn.Module, ABC):
     subclass in this package to that.
     """
 
+    head: nn.Sequential  # features to logits; made last by subclasses
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
@@ -75,7 +77,6 @@ class Prior(nn.Module, ABC):
             else None
         )
 
-    @abstractmethod
     def forward(
         self,
         codes: Int[Tensor, "n h w"],
@@ -87,6 +88,14 @@ class Prior(nn.Module, ABC):
         The map may be cut to its first rows, which have the logits that they have in the whole. Raises PriorError
         when labels are missing on a conditional prior, or given to an unconditional one; and of coarser levels alike.
         """
+        _, height, width = codes.shape
+        condition = self.condition(labels, coarser, (height, width))
+        logits: Tensor = self.head(self.features(self.embed(codes), condition))
+        return logits
+
+    @abstractmethod
+    def features(self, embedded: Float[Tensor, "n c h w"], condition: Condition) -> Float[Tensor, "n c h w"]:
+        """What the head reads at each position: a function of the embedded codes of earlier ones."""
 
     @abstractmethod
     def stepper(self, n: int) -> Stepper:
