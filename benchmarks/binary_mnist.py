@@ -59,7 +59,7 @@ def ours(train: Tensor, held_out: Tensor, minutes: float, **options: Any) -> dic
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             task=task,
-            data=CodeBatches(CodeMaps((train,), None), CodeMaps((held_out,), None), 0, 0),
+            data=CodeBatches(CodeMaps((train,), None), CodeMaps((held_out,), None), 0, 2, 0),
             config=settings,
             accelerator=accelerator,
             folder=Path(folder),

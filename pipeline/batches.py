@@ -13,7 +13,9 @@ from pipeline.data import ImageSet, Split
 from pipeline.randomness import Places, flips, views
 from stage2_prior import CodeBatch
 
-HELD_OUT_BATCH = 256
+MOST_HELD_OUT = 256  # images or maps evaluated at a time
+_VALUES = 2**24  # of the largest tensor of an evaluation: fewer at a time where one image has many
+_WIDTH = 32  # numbers a pixel, of an encoder's first feature maps
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class ImageBatches:
 
     def held_out_batches(self, share: int, shares: int, device: torch.device) -> Iterator[UInt8[Tensor, "n c h w"]]:
         """A share of the held-out images; at least one batch, if an empty one."""
-        for chosen in _shared_out(self.parts.held_out, share, shares):
+        _, height, width = self.images.shape
+        for chosen in _shared_out(self.parts.held_out, share, shares, height * width * _WIDTH):
             yield torch.from_numpy(self.images.images[chosen]).to(device)
 
 
@@ -51,6 +54,7 @@ class CodeBatches:
     train: CodeMaps
     held_out: CodeMaps
     level: int
+    num_codes: int
     seed: int
 
     @property
@@ -71,7 +75,8 @@ class CodeBatches:
 
     def held_out_batches(self, share: int, shares: int, device: torch.device) -> Iterator[CodeBatch]:
         """A share of the held-out maps; at least one batch, if an empty one."""
-        for chosen in _shared_out(np.arange(len(self.held_out)), share, shares):
+        logits = self.held_out.levels[self.level][0].numel() * self.num_codes
+        for chosen in _shared_out(np.arange(len(self.held_out)), share, shares, logits):
             items = torch.from_numpy(chosen)
             levels = [level[items] for level in self.held_out.levels[: self.level + 1]]
             yield _to_device(levels, self.held_out.labels, items, device)
@@ -82,6 +87,6 @@ def _to_device(levels: Sequence[Tensor], labels: Tensor | None, items: Tensor, d
     return CodeBatch(codes, None if labels is None else labels[items].to(device), coarser)
 
 
-def _shared_out(indices: np.ndarray, share: int, shares: int) -> list[np.ndarray]:
-    mine = np.array_split(indices, shares)[share]
-    return np.array_split(mine, max(1, -(-len(mine) // HELD_OUT_BATCH)))
+def _shared_out(indices: np.ndarray, share: int, shares: int, values: int) -> list[np.ndarray]:
+    mine, at_a_time = np.array_split(indices, shares)[share], max(1, min(MOST_HELD_OUT, _VALUES // values))
+    return np.array_split(mine, max(1, -(-len(mine) // at_a_time)))

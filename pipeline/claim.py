@@ -1,5 +1,7 @@
-"""A folder of samples belongs to one request, and at a time to one command."""
+"""A folder is written to by one command at a time; one of samples belongs to one request."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -65,10 +67,7 @@ class Claim:
         if not path.exists() and self._folder.exists() and any(self._folder.glob("[!.]*")):
             raise UsageError(f"{self._folder} exists already, and has no {REQUEST} to go on from; choose another --out")
         (self._folder / CODES).mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UsageError(f"another command is drawing into {self._folder}; wait for it, or choose --out") from error
+        _acquire(self._lock, self._folder)
         if path.exists():
             self._compare(_read(path))
         else:
@@ -80,6 +79,32 @@ class Claim:
         differing = [f"{name} {there[name]}, not {asked[name]}" for name in there if there[name] != asked[name]]
         if differing:
             raise UsageError(f"{self._folder} holds samples of {'; '.join(differing)}; choose another --out or --seed")
+
+
+@contextmanager
+def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """While it is entered, no other training or extraction writes into this folder, which is made if it is not there.
+
+    Raises UsageError, on every process alike, when one does.
+    """
+    lock = FileLock(folder / _LOCK)
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, folder)
+
+    processes.on_main(accelerator, take)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"another command is writing into {folder}; wait for it, or choose --out") from error
 
 
 def _read(path: Path) -> Request:

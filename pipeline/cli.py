@@ -1,6 +1,7 @@
 """The command `gen`: it parses, calls and prints. What it calls is the Python API."""
 
 import functools
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -42,6 +43,9 @@ class _Group(click.Group):
                 traceback.print_exc()
             click.echo(f"gen: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             sys.exit(6)
+        except KeyboardInterrupt:  # where nothing is to be saved: a training ends by itself, with InterruptedRunError
+            click.echo("gen: stopped", err=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -57,8 +61,12 @@ def main(debug: bool) -> None:
 
 
 _PRESET_HELP = {
-    "vqvae": "Size [default: digits for those, else base].",
-    "prior": "Size and dropout [default: digits for those; small for less than 5,000 images; else base].",
+    "vqvae": "Size [default: digits for the embedded digits, else base].",
+    "prior": "Size and dropout [default: digits for the embedded digits; small for less than 5,000 images; else base].",
+}
+_OUT_HELP = {
+    "vqvae": "Run folder [default: runs/ and the data's name].",
+    "prior": "Another run folder, to which stage 1 is copied [default: RUN itself].",
 }
 
 
@@ -67,7 +75,7 @@ def _training_options(stage: str) -> Callable[[Callable[..., Any]], Callable[...
     options = [
         click.option("--preset", type=click.Choice(list(PRESETS)), help=_PRESET_HELP[stage]),
         click.option("--config", type=click.Path(path_type=Path), help="A config.json that a run saved: its options."),
-        click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/ and the data's name]."),
+        click.option("--out", type=click.Path(path_type=Path), help=_OUT_HELP[stage]),
         click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),
         click.option("--log", type=click.Choice(["tensorboard"]), help="Log there too, besides metrics.jsonl."),
     ]
@@ -96,7 +104,7 @@ def train_prior(run: Path | None, **options: Any) -> None:
 
 @main.command()
 @click.option("--bottlenecks", default=",".join(COMPARED), show_default=True, help="Which, separated by commas.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="Size [default: digits for those, else base].")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help=_PRESET_HELP["vqvae"])
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: runs/ and the data's name, -compared].")
 @flags(DataConfig, VQVAEConfig, TrainingConfig, preset=PRESETS["base"].vqvae, without=("bottleneck",))
 def compare(bottlenecks: str, out: Path | None, **options: Any) -> None:
@@ -158,8 +166,9 @@ def complete(image: Path, run: Path | None, keep: str | None, mask: Path | None,
 
     Codes are drawn in raster order, row by row, each given all codes before it. What is kept above or to the left is
     honoured by what is drawn after it. What is kept below or to the right stays as it is, but what is drawn before it
-    cannot know of it, unless of several --candidates one is chosen by how well it fits. The picture shows images as
-    decoded from codes, kept parts too.
+    cannot know of it, unless of several --candidates one is chosen by how well it fits. Of several levels of codes the
+    coarsest is drawn whole before the next, so there --candidates matter more. The picture shows images as decoded
+    from codes, kept parts too.
     """
     commands.complete(
         image, run, keep, mask, out, {name: value for name, value in options.items() if value is not None}

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from jaxtyping import Bool, UInt8
 
 from pipeline import health, previews, processes
 from pipeline import images as pictures
@@ -184,9 +185,8 @@ def complete(
     folder = find_run(run, "samples")
     check_drawable(folder)
     config = read_config(folder.vqvae, VQVAERun)
-    original = _images_like(config, str(image)).images[0]
-    size = (config.model.height, config.model.width)
-    kept = keep if keep is not None else _images_like_grey(size, str(mask)) > 127
+    original = _one_image(image, _images_like(config, str(image)))
+    kept = str(keep) if mask is None else _kept_by(mask, image, (config.model.height, config.model.width))
     done = run_completion(folder.path, original.copy(), kept, **options)
     grey = np.where(done.kept, original, 128).astype(np.uint8)
     shown = np.concatenate([np.stack([original, grey]), done.images.numpy()])
@@ -195,8 +195,22 @@ def complete(
     _print(f"wrote {out}: the image, what is kept, and {len(done.images)} completions")
 
 
-def _images_like_grey(size: tuple[int, int], path: str) -> np.ndarray:
-    return load_images(DataConfig(data=path, image_size=f"{size[0]}x{size[1]}", colour="grey")).images[0, 0]
+def _kept_by(mask: Path, image: Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Where a picture is white, cut to size as the image is. Raises UsageError unless both have one shape."""
+    grey = load_images(DataConfig(data=str(mask), image_size=f"{size[0]}x{size[1]}", colour="grey"))
+    (mask_width, mask_height), (width, height) = (pictures.open_image(path.read_bytes()).size for path in (mask, image))
+    if (mask_width, mask_height) not in ((width, height), size[::-1]):
+        raise UsageError(
+            f"{mask} has {mask_width}x{mask_height} pixels and {image} {width}x{height}; a mask lies over its image, "
+            f"or has the {size[1]}x{size[0]} that this run sees of it"
+        )
+    return _one_image(mask, grey)[0] > 127
+
+
+def _one_image(path: Path, images: ImageSet) -> UInt8[np.ndarray, "c h w"]:
+    if len(images.images) != 1:
+        raise UsageError(f"{path} holds {len(images.images):,} images; name one of them")
+    return images.images[0]
 
 
 def encode(data: str, run: Path | None, out: Path) -> None:

@@ -29,7 +29,7 @@ from pipeline.stage1 import Options, check_unchanged, load, new_options, train_v
 from pipeline.storage import atomic_file, read_json, write_json
 from stage1_vqvae import VQVAEConfig
 from stage1_vqvae.bottlenecks import BOTTLENECKS
-from stage1_vqvae.config import belongs
+from stage1_vqvae.config import REGULARISED, belongs
 
 DEFAULT = ("none", "gaussian", "gumbel", "vq", "fsq")
 _SHOWN = 12  # images of each row of the picture
@@ -137,7 +137,7 @@ def _given(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {
         option: value
         for option, value in {**options, "bottleneck": name}.items()
-        if value is not None and belongs(option, name)
+        if value is not None and belongs(option, name) and not (option == "patience" and name in REGULARISED)
     }
 
 

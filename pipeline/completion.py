@@ -63,10 +63,11 @@ def complete(
     right of a drawn code stands, but had no say in it. With several `candidates` it has: of so many draws one is
     chosen, each as probable as it makes the codes kept after it (sampling importance resampling, Rubin 1987), which
     nears p(rest | kept) as they grow in number, at temperature 1. Without `label` the class is drawn by how probable
-    the first kept codes make it. Images are decoded from codes, kept pixels too.
+    it makes the kept codes, where the others are those of the image grown over. Of several levels the coarsest is drawn
+    whole before the next: kept codes of a fine level have a say in a coarse one by `candidates` alone, and are decoded
+    together with it. Images are decoded from codes, kept pixels too.
 
-    `options` are the fields of CompleteConfig and Warp. Raises UsageError, CheckpointError, VQVAEError when the image
-    does not fit.
+    `options` are the fields of CompleteConfig and Warp. Raises UsageError, CheckpointError.
     """
     config, warp = build([CompleteConfig, Warp], options, {})
     folder = find_run(run, "samples")
@@ -76,32 +77,48 @@ def complete(
         raise UsageError(f"the codes of {folder.path} are numbers, and no prior says how the rest follows from a part")
     drawer = model.drawer(seed=config.seed, label=label, warp=warp)
     assert isinstance(drawer, CodeDrawer)
-    known, mask = _known(model, torch.as_tensor(image), kept)
-    indices = np.arange(config.n * config.candidates)
-    codes, weights = _draw(drawer, known, indices)
+    part = _part(model, image, kept)
+    codes, weights = _draw(drawer, part, np.arange(config.n * config.candidates))
     groups = weights.reshape(config.n, config.candidates)
     best = [number * config.candidates + chosen(own, config.seed, number) for number, own in enumerate(groups)]
     completed = tuple(level[best] for level in codes)
-    return Completions(model.decode(completed), completed, mask)
+    return Completions(model.decode(completed), completed, part.mask)
 
 
-def _known(
-    model: Model, image: UInt8[Tensor, "c h w"], kept: Bool[np.ndarray, "h w"] | str
-) -> tuple[Codes, Bool[np.ndarray, "h w"]]:
+class Part(NamedTuple):
+    """What of an image is kept: its pixels; its codes, -1 in place of the others; and all codes of the image as it is
+    where it is kept, grown over where it is not."""
+
+    mask: Bool[np.ndarray, "h w"]
+    known: Codes
+    guessed: Codes
+
+
+def _part(model: Model, image: np.ndarray | Tensor, kept: np.ndarray | Tensor | str) -> Part:
     config = model.vqvae.config.model
     size = (config.height, config.width)
-    mask = kept_side(kept, size) if isinstance(kept, str) else kept
-    if mask.shape != size:
-        raise UsageError(f"the mask has {mask.shape} pixels, and images of this run {size}")
+    pixels = torch.as_tensor(image).cpu().numpy()
+    mask = kept_side(kept, size) if isinstance(kept, str) else torch.as_tensor(kept).cpu().numpy()
+    wrong = [
+        f"the {name} is {given.dtype} {given.shape}, and must be {dtype} {shape}"
+        for name, given, dtype, shape in (
+            ("image", pixels, "uint8", (config.channels, *size)),
+            ("mask", mask, "bool", size),
+        )
+        if given.dtype != dtype or given.shape != shape
+    ]
+    if wrong:
+        raise UsageError("\n".join(wrong))
     if not mask.any():
         raise UsageError("nothing of the image is kept; `gen sample` draws whole images")
-    known = kept_codes(mask, model.encode(torch.from_numpy(filled(image.numpy(), mask))[None]))
+    guessed = model.encode(filled(pixels, mask)[None])
+    known = kept_codes(mask, guessed)
     drawn = sum(int((level < 0).sum()) for level in known)
     if drawn in (0, sum(level.numel() for level in known)):
         nothing = "everything" if drawn == 0 else "nothing"
         patch = f"{size[0] // config.grids[-1][0]}x{size[1] // config.grids[-1][1]}"
         raise UsageError(f"{nothing} is kept of the codes, whose patches have {patch} pixels; keep another part")
-    return known, mask
+    return Part(mask, known, guessed)
 
 
 def kept_side(keep: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -143,44 +160,42 @@ def kept_codes(kept: Bool[np.ndarray, "h w"], codes: Codes) -> Codes:
     return tuple(known)
 
 
-def _draw(drawer: CodeDrawer, known: Codes, indices: Int[np.ndarray, "n"]) -> tuple[Codes, Float[np.ndarray, "n"]]:
+def _draw(drawer: CodeDrawer, part: Part, indices: Int[np.ndarray, "n"]) -> tuple[Codes, Float[np.ndarray, "n"]]:
     """Candidates, as many at a time as memory allows, and ln of their weights: how probable what is kept is, less what
     the choice of their class has taken into account."""
-    leading = _leading_nats(drawer.priors, known) if drawer.label is None else torch.zeros(0)
-    parts, weights = [], []
-    for part in np.array_split(indices, -(-len(indices) // drawer.batch_size(len(indices)))):
-        labels, counted = labels_of(part, drawer.label, drawer.seed, drawer.priors[0].config), torch.zeros(len(part))
-        if len(leading):
-            labels = torch.from_numpy(_classes(drawer, leading, part))
-            counted = -leading[labels]
-        drawn = drawer.draw(part, labels, tuple(level.expand(len(part), -1, -1) for level in known))
-        parts.append(drawn.codes)
+    nats = _kept_nats(drawer.priors, part) if drawer.label is None else torch.zeros(0)
+    levels, weights = [], []
+    for mine in np.array_split(indices, -(-len(indices) // drawer.batch_size(len(indices)))):
+        labels, counted = labels_of(mine, drawer.label, drawer.seed, drawer.priors[0].config), torch.zeros(len(mine))
+        if len(nats):
+            labels = torch.from_numpy(_classes(drawer, nats, mine))
+            counted = -nats[labels]
+        drawn = drawer.draw(mine, labels, tuple(level.expand(len(mine), -1, -1) for level in part.known))
+        levels.append(drawn.codes)
         weights.append((drawn.of_known - counted).numpy())
-    return tuple(torch.cat(level) for level in zip(*parts, strict=True)), np.concatenate(weights)
+    return tuple(torch.cat(level) for level in zip(*levels, strict=True)), np.concatenate(weights)
 
 
 @torch.no_grad()
-def _leading_nats(priors: Sequence[LoadedPrior], known: Codes) -> Float[Tensor, "classes"]:
-    """-ln p(the codes kept before the first that is drawn | class), in the order of drawing; empty without classes."""
-    classes = priors[0].config.model.num_classes
-    nats, device = torch.zeros(classes, dtype=torch.float64), next(priors[0].model.parameters()).device
-    repeated = [level.expand(classes, -1, -1).to(device) for level in known]
-    for number, prior in enumerate(priors if classes else ()):
-        level = repeated[number]
-        before = (level[0].flatten() < 0).cumsum(0) == 0
-        each = code_nats(prior.model, level.clamp(min=0), torch.arange(classes, device=device), repeated[:number])
-        nats += (each.flatten(1).double() * before).sum(1).cpu()
-        if not before.all():
-            break
-    return nats
+def _kept_nats(priors: Sequence[LoadedPrior], part: Part) -> Float[Tensor, "classes"]:
+    """-ln p(kept codes | class), each given all codes before it, kept or guessed; empty without classes."""
+    device = next(priors[0].model.parameters()).device
+    guessed = [level.to(device) for level in part.guessed]
+    nats = []
+    for number in range(priors[0].config.model.num_classes):
+        label = torch.tensor([number], device=device)
+        of_levels = [
+            code_nats(prior.model, guessed[level], label, guessed[:level])[part.known[level].to(device) >= 0].sum()
+            for level, prior in enumerate(priors)
+        ]
+        nats.append(float(torch.stack(of_levels).double().sum()))
+    return torch.tensor(nats, dtype=torch.float64)
 
 
-def _classes(
-    drawer: CodeDrawer, leading: Float[Tensor, "classes"], indices: Int[np.ndarray, "n"]
-) -> Int[np.ndarray, "n"]:
-    """The class of each candidate, drawn in proportion to p(class) p(first kept codes | class), by seed and index."""
+def _classes(drawer: CodeDrawer, nats: Float[Tensor, "classes"], indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The class of each candidate, drawn in proportion to p(class) p(kept codes | class), by seed and index."""
     with np.errstate(divide="ignore"):  # a class that no training image has
-        logits = np.log(np.array(drawer.priors[0].config.class_weights)) - leading.numpy()
+        logits = np.log(np.array(drawer.priors[0].config.class_weights)) - nats.numpy()
     noise = [stream(drawer.seed, Purpose.LABELS, int(index)).gumbel(size=len(logits)) for index in indices]
     return (logits + np.stack(noise)).argmax(1)
 

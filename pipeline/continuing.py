@@ -24,6 +24,10 @@ from pipeline.storage import read_json, verify
 AUTO = "auto"
 
 
+class NothingLeftError(UsageError):
+    """A finished training that was asked to go on, and for no longer than it went."""
+
+
 def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Mapping[str, Any]) -> Saved | None:
     """The configuration of the run to resume, with `--steps` extended; None to start anew.
 
@@ -39,7 +43,9 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Mapp
             f"{folder} already holds {held}; go on with --resume auto (--steps extends it), or choose another --out"
         )
     saved = read_config(folder, kind, IN_PROGRESS)
-    differing: list[str] = contradictions(options, _options_of(saved), free=("steps", "patience", "data", "memory_gib"))
+    free = ["steps", "patience", "data", "memory_gib"]
+    free += ["max_minutes"] if saved.training.steps is None else []  # they are not steps yet
+    differing: list[str] = contradictions(options, _options_of(saved), free)
     if differing:
         raise UsageError("\n".join([*differing, "leave these flags out to resume, or choose another --out"]))
     return replace(saved, training=_extended(folder, saved.training, options))
@@ -55,13 +61,16 @@ def _extended(folder: Path, training: TrainingConfig, options: Mapping[str, Any]
     steps, planned = options.get("steps"), training.steps or 0
     patience = options.get("patience", training.patience)
     if steps is not None and steps < planned:
-        raise UsageError(f"--steps {steps} is less than the {planned} steps that {folder} was started with")
+        kind = NothingLeftError if is_finished(folder) else UsageError
+        raise kind(f"--steps {steps} is less than the {planned} steps that {folder} was started with")
     checkpoints = list_checkpoints(folder / "checkpoints")
     done = step_of(checkpoints[-1]) if checkpoints else 0
     if is_finished(folder) and (steps or planned) <= done:
-        raise UsageError(f"{folder} has done its {done} steps; to train it further, pass --steps of more than {done}")
+        raise NothingLeftError(
+            f"{folder} has done its {done} steps; to train it further, pass --steps of more than {done}"
+        )
     if _ended_early(folder, done) and patience == training.patience and (steps or planned) <= planned:
-        raise UsageError(
+        raise NothingLeftError(
             f"{folder} stopped early, after {done} of {planned} steps; to train it further, pass --patience 0"
         )
     return replace(training, steps=steps or training.steps, patience=patience)

@@ -55,7 +55,7 @@ def merge(
     if options.get("steps") and options.get("max_minutes"):
         raise UsageError("--steps and --max-minutes are two ways to say the same thing; give one of them")
     merged = dict(getattr(PRESETS[preset], stage))
-    merged |= read_config_file(Path(config), configs) if config else {}
+    merged |= read_config_file(Path(config), stage, configs) if config else {}
     if options.get("max_minutes"):
         merged.pop("steps", None)
     return merged | dict(options)

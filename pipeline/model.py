@@ -40,9 +40,14 @@ class Model:
         """Where the weights are."""
         return self.vqvae.model.data_variance.device
 
-    def encode(self, images: UInt8[Tensor, "n c h w"], reporter: Reporter | None = None) -> Codes:
+    def encode(
+        self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], reporter: Reporter | None = None
+    ) -> Codes:
         """Codes of images, a tensor a level (see VQVAE.encode). Raises VQVAEError when they do not fit."""
-        batches, encode = torch.split(images, _at_a_time(self.vqvae.config.model)), self.vqvae.model.encode
+        batches, encode = (
+            torch.split(torch.as_tensor(images), _at_a_time(self.vqvae.config.model)),
+            self.vqvae.model.encode,
+        )
         steps = (reporter or Silent()).steps(range(len(batches)), "encode")
         parts = [encode(batches[step].to(self.device)) for step in steps]
         return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
@@ -55,7 +60,9 @@ class Model:
         on_device = (tuple(level.to(self.device) for level in batches[step]) for step in steps)
         return torch.cat([self.vqvae.model.decode(batch).cpu() for batch in on_device])
 
-    def reconstruct(self, images: UInt8[Tensor, "n c h w"], levels: int | None = None) -> UInt8[Tensor, "n c h w"]:
+    def reconstruct(
+        self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], levels: int | None = None
+    ) -> UInt8[Tensor, "n c h w"]:
         """What the codes keep of images; with `levels`, those of the first levels, the others at their mean."""
         return self.decode(self.encode(images)[:levels])
 

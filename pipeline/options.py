@@ -48,10 +48,11 @@ def flatten(*configs: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for config in configs for name in option_fields(type(config))}
 
 
-def read_config_file(path: Path, configs: Iterable[type]) -> dict[str, Any]:
-    """The options in a config.json that a run saved. Raises UsageError."""
+def read_config_file(path: Path, kind: str, configs: Iterable[type]) -> dict[str, Any]:
+    """The options in a config.json that a stage of this kind saved. Raises UsageError."""
     try:
         content = read_json(path)
+        found = content.get("kind")
         saved = {
             name: value
             for key in ("data", "model", "training", "augmentation")
@@ -59,6 +60,8 @@ def read_config_file(path: Path, configs: Iterable[type]) -> dict[str, Any]:
         }
     except (CheckpointError, OSError, AttributeError) as error:
         raise UsageError(f"--config {path} cannot be read as a saved config.json: {error}") from error
+    if found != kind:
+        raise UsageError(f"--config {path} is of kind {found!r}, and this stage's are {kind!r}; name one of those")
     known = {name for config in configs for name in option_fields(config)}
     return {name: value for name, value in saved.items() if name in known}
 

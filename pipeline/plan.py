@@ -2,12 +2,13 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.checkpoint import EVALUATION, IN_PROGRESS, is_finished
 from pipeline.codes import AugmentConfig, CodeMaps
-from pipeline.continuing import saved_run
+from pipeline.continuing import NothingLeftError, saved_run
 from pipeline.data import EMBEDDED, class_weights
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.health import check_codebook
@@ -55,21 +56,27 @@ class Plan(NamedTuple):
         return known.pop() if known else AugmentConfig(**asked)
 
     def runs(self, vqvae: LoadedVQVAE, train: CodeMaps, launch: Launch) -> list[PriorRun]:
-        """The runs of all levels: as saved, or new ones that share the minutes which are left."""
-        minutes = self.options.get("max_minutes")
+        """The runs of all levels: as saved, or new ones; those without a number of steps yet share the minutes left."""
+        minutes = (self.options or launch.options).get("max_minutes")
         shares = self._shares(vqvae.config.model)
         left = minutes or 0
         if len(self.saved) > 1:  # each starts a clock of its own
             left = max(1e-3, left - (time.perf_counter() - launch.started) / 60)
-        timed = {level: {"max_minutes": left * share} if minutes else {} for level, share in shares.items()}
-        return [
-            saved or _new_run(self.options | timed[level], vqvae, train, level, self.augmentation(), launch)
-            for level, saved in self.saved.items()
-        ]
+        timed = {level: left * share for level, share in shares.items()} if minutes else {}
+        runs = []
+        for level, saved in self.saved.items():
+            if saved is None:
+                given = self.options | ({"max_minutes": timed[level]} if level in timed else {})
+                saved = _new_run(given, vqvae, train, level, self.augmentation(), launch)
+            elif level in timed:
+                saved = replace(saved, training=replace(saved.training, max_minutes=timed[level]))
+            runs.append(saved)
+        return runs
 
     def _shares(self, model: VQVAEConfig) -> dict[int, float]:
-        """How new levels share the time: by their positions, each a tenth at least."""
-        positions = {level: math.prod(model.grids[level]) for level, saved in self.saved.items() if saved is None}
+        """How levels share the time, by their positions, each a tenth at least; but those whose steps are settled."""
+        unsettled = [level for level, saved in self.saved.items() if saved is None or saved.training.steps is None]
+        positions = {level: math.prod(model.grids[level]) for level in unsettled}
         shares = {level: max(0.1, count / sum(positions.values())) for level, count in positions.items()}
         return {level: share / sum(shares.values()) for level, share in shares.items()}
 
@@ -85,7 +92,15 @@ def make_plan(
     """The plan for all levels, or the one asked for. Raises UsageError, CheckpointError before any work."""
     vqvae = read_config(source.vqvae, VQVAERun)
     levels = _levels(folder, vqvae, level, launch)
-    saved = {number: saved_run(folder.prior(number), PriorRun, launch.resume, launch.options) for number in levels}
+    saved: dict[int, PriorRun | None] = {}
+    complaints = []
+    for number in levels:
+        try:
+            saved[number] = saved_run(folder.prior(number), PriorRun, launch.resume, launch.options)
+        except NothingLeftError as complaint:  # of several levels the others go on
+            complaints.append(complaint)
+    if not saved:
+        raise complaints[0]
     new = [number for number, found in saved.items() if found is None]
     return Plan(saved, _new_options(source, vqvae, launch, preset, config, new) if new else {})
 

@@ -19,7 +19,8 @@ from pipeline.run import LoadedPrior, check_drawable, find_run
 from stage1_vqvae import Codes
 from stage2_prior import code_nats
 
-BATCH = 64  # images scored at a time
+MOST_SCORED = 64  # images at a time
+_LOGITS = 2**24  # at a time: fewer images where one has many
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def score_images(model: Model, images: UInt8[Tensor, "n c h w"], label: Label, r
     if not model.priors:
         raise UsageError("the codes of this run are numbers, and no prior says how probable they are")
     weights = _classes(model.priors[0], label)
-    batches = torch.split(images, BATCH)
+    logits = max(level.config.model.num_codes * level.config.model.positions for level in model.priors)
+    batches = torch.split(images, max(1, min(MOST_SCORED, _LOGITS // logits)))
     parts = []
     for step in reporter.steps(range(len(batches)), "score"):
         batch = batches[step].to(model.device)

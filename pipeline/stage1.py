@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline import previews, processes
 from pipeline.batches import ImageBatches
 from pipeline.checkpoint import is_finished
+from pipeline.claim import alone_in
 from pipeline.continuing import check_alone, folder_of_checkpoint, saved_run
 from pipeline.data import (
     ARRAY,
@@ -31,7 +32,6 @@ from pipeline.launch import (
     carry_out,
     check_processes,
     fit_to_processes,
-    make_folder,
     merge,
     seeded_weights,
 )
@@ -108,6 +108,8 @@ def new_options(given: dict[str, Any], preset: str | None, config: str | Path | 
     # Any image will do to check the options: this one is divisible by every stride allowed.
     options = Options(*build(CONFIGS, merged, {"channels": 1, "height": 2**15, "width": 2**15}))
     idle = options.model.without_effect(given)
+    if given.get("patience") and options.model.keeps_latest:
+        idle.append("--patience belongs to trainings whose best weights are kept; here the latest are; leave it out")
     if idle:
         raise UsageError("\n".join(idle))
     return options
@@ -137,9 +139,6 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
         if launch.accelerator.is_main_process:
             previews.write(run.vqvae / "reconstructions.png", picture)
 
-    make_folder(run.vqvae, launch.accelerator)
-    if launch.accelerator.is_main_process:
-        save_tensors(run.vqvae / SPLIT, {name: torch.from_numpy(part) for name, part in parts._asdict().items()})
     trainer = Trainer(
         task=task,
         data=ImageBatches(image_set, parts, settings.data.flip, seed),
@@ -150,7 +149,10 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
         metric=task.kept_by,
         preview=preview,
     )
-    return carry_out(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
+    with alone_in(run.vqvae, launch.accelerator):
+        if launch.accelerator.is_main_process:
+            save_tensors(run.vqvae / SPLIT, {name: torch.from_numpy(part) for name, part in parts._asdict().items()})
+        return carry_out(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
 
 
 def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[str, str]]:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from pipeline import previews, processes
 from pipeline.batches import CodeBatches
 from pipeline.checkpoint import CONFIG, EVALUATION, WEIGHTS, is_finished
+from pipeline.claim import alone_in
 from pipeline.codes import AugmentConfig, CodeMaps, extract, read_current, unigram_entropy, views_of
 from pipeline.continuing import check_alone, folder_of_checkpoint
 from pipeline.data import ARRAY, Split
 from pipeline.errors import UsageError
-from pipeline.launch import Launch, Trained, carry_out, make_folder, seeded_weights
+from pipeline.launch import Launch, Trained, carry_out, seeded_weights
 from pipeline.plan import level_of, make_plan, promise
 from pipeline.reporting import Reporter, Silent
 from pipeline.run import SPLIT, LoadedVQVAE, PriorRun, RunFolder, find_run, load_vqvae
@@ -43,7 +44,7 @@ def train_prior(
     reporter: Reporter | None = None,
     **options: Any,
 ) -> Trained:
-    """Learn the distribution of a run's codes, into RUN/prior/LEVEL; by default of the newest run with a codebook.
+    """Learn the distribution of a run's codes, into RUN/prior/LEVEL; by default of the newest run with a stage 1.
 
     All levels are learned one after the other, each beneath the coarser ones, or one `level` alone (0 is the coarsest).
     `out`: another run folder, to which the frozen stage 1 is copied first. `data`, or `images` with `targets`: where
@@ -107,18 +108,19 @@ def _code_maps(
     """The codes of both parts of stage 1's split: those on disk if they are still right, else extracted now."""
     config = vqvae.config.data
     identity = codes_identity(vqvae, augment)
-    current = read_current(folder.codes, identity)
-    if current is not None:
-        launch.reporter.say(f"using the codes in {folder.codes}")
-        return current
-    where = ARRAY if images is not None else data
-    image_set = load(replace(config, data=where or config.data), images, targets, launch)
-    check_unchanged(folder, vqvae.config, image_set)
-    parts = {name: tensor.numpy() for name, tensor in load_tensors(folder.vqvae / SPLIT).items()}
-    views = views_of(augment, config.flip)
-    times = f", each {len(views)} times" if len(views) > 1 else ""
-    launch.reporter.say(f"encoding {len(image_set.images):,} images{times} into {folder.codes}")
-    return extract(folder.codes, vqvae.model, identity, image_set, Split(**parts), views, launch.accelerator)
+    with alone_in(folder.path, launch.accelerator):  # of two levels side by side one encodes
+        current = read_current(folder.codes, identity)
+        if current is not None:
+            launch.reporter.say(f"using the codes in {folder.codes}")
+            return current
+        where = ARRAY if images is not None else data
+        image_set = load(replace(config, data=where or config.data), images, targets, launch)
+        check_unchanged(folder, vqvae.config, image_set)
+        parts = {name: tensor.numpy() for name, tensor in load_tensors(folder.vqvae / SPLIT).items()}
+        views = views_of(augment, config.flip)
+        times = f", each {len(views)} times" if len(views) > 1 else ""
+        launch.reporter.say(f"encoding {len(image_set.images):,} images{times} into {folder.codes}")
+        return extract(folder.codes, vqvae.model, identity, image_set, Split(**parts), views, launch.accelerator)
 
 
 def codes_identity(vqvae: LoadedVQVAE, augment: AugmentConfig) -> dict[str, str]:
@@ -148,10 +150,9 @@ def _train(
         if launch.accelerator.is_main_process:
             previews.write(place / "samples.png", picture)
 
-    make_folder(place, launch.accelerator)
     trainer = Trainer(
         task=task,
-        data=CodeBatches(maps["train"], maps["held_out"], level, settings.training.seed),
+        data=CodeBatches(maps["train"], maps["held_out"], level, settings.model.num_codes, settings.training.seed),
         config=settings.training,
         accelerator=launch.accelerator,
         folder=place,
@@ -159,7 +160,8 @@ def _train(
         metric="nats",
         preview=preview,
     )
-    return carry_out(launch, trainer, folder, settings, _facts(folder, settings, maps), [])
+    with alone_in(place, launch.accelerator):
+        return carry_out(launch, trainer, folder, settings, _facts(folder, settings, maps), [])
 
 
 def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> list[tuple[str, str]]:

@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+# Bottlenecks with a term of the loss that grows with training and works against the error.
+REGULARISED = ("gumbel", "gaussian", "mmd")
+
 # Options that mean something to some bottlenecks alone.
 _OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -155,6 +158,11 @@ class VQVAEConfig:
     def is_discrete(self) -> bool:
         """Whether codes are integers, as stage 2 needs."""
         return self.bottleneck in ("vq", "gumbel", "fsq")
+
+    @property
+    def keeps_latest(self) -> bool:
+        """Whether the latest weights are kept, not those of least error: a term of the loss works against it."""
+        return self.adversarial or self.bottleneck in REGULARISED
 
     @property
     def values(self) -> int:

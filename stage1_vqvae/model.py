@@ -131,10 +131,8 @@ class VQVAE(nn.Module):
 
     @property
     def kept_by(self) -> str | None:
-        """The held-out value by which the best weights are kept; None for the latest, where a term of the loss that
-        grows with training works against the error."""
-        regularised = self.critic is not None or self.config.bottleneck in ("gumbel", "gaussian", "mmd")
-        return None if regularised else "nmse"
+        """The held-out value by which the best weights are kept; None for the latest."""
+        return None if self.config.keeps_latest else "nmse"
 
     @torch.no_grad()
     def evaluate(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Tensor]:

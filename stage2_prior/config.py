@@ -42,8 +42,10 @@ class PriorConfig:
     kernel: int = Field(default=3, ge=3, description="Side of a layer's window, odd; only its causal taps exist.")
     first_kernel: int = Field(default=7, ge=3, description="Side of the first layer's window, odd.")
     head: int = Field(default=256, ge=1, description="Channels between the last layer and the logits.")
-    attention_every: int = Field(default=4, ge=1, description="Layers before each attention, and after the last one.")
-    attention_heads: int = Field(default=4, ge=1, description="Heads, all of which ask the same keys and values.")
+    attention_every: int = Field(
+        default=4, ge=1, description="Layers between attentions; one follows the last layer too."
+    )
+    attention_heads: int = Field(default=8, ge=1, description="Heads, all of which ask the same keys and values.")
     condition_blocks: int = Field(
         default=2, ge=0, description="Residual blocks of the network that reads the coarser levels."
     )
@@ -76,6 +78,11 @@ class PriorConfig:
         if not self.num_classes and "label_dropout" in named:
             idle["label_dropout"] = "data with classes"
         return [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
+
+    @property
+    def positions(self) -> int:
+        """Codes of a map."""
+        return self.height * self.width
 
     @property
     def reach(self) -> int | None:

@@ -180,8 +180,11 @@ class _Attention:
         self.merge = attention.merge.weight.detach()[:, :, 0, 0].T.contiguous()
         self.known = like.new_zeros(n, 2 * hidden)  # features and embedded code of the position
         self.queries = like.new_empty(n, hidden)
-        shape = (n, 1 + len(where), tell.shape[1] // 2)  # before the first position stands nothing
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        positions, dim = 1 + len(where), tell.shape[1] // 2  # before the first position stands nothing
+        # Keys lie by number, values by position: each as the product that reads them for one position is fastest.
+        self.keys, self.values = like.new_zeros(n, dim, positions), like.new_zeros(n, positions, dim)
+        self.scores = like.new_empty(n * self.heads * positions)
+        self.answers = like.new_empty(n, self.heads, dim)
 
     def step(self, position: int, features: Float[Tensor, "n c"]) -> None:
         """Ask all earlier positions; add the answer to `features`."""
@@ -189,12 +192,14 @@ class _Attention:
         torch.addmm(self.ask_bias[position], features, self.ask_weight, out=self.queries)
         queries = rearrange(self.queries, "n (heads dim) -> n heads dim", heads=self.heads)
         # For one position this is faster than scaled_dot_product_attention.
-        weights = torch.bmm(queries, self.keys[:, : position + 1].mT).softmax(2)
-        answers = torch.bmm(weights, self.values[:, : position + 1])
-        features.addmm_(rearrange(answers, "n heads dim -> n (heads dim)"), self.merge)
+        weights = self.scores[: queries.shape[0] * self.heads * (position + 1)].view(-1, self.heads, position + 1)
+        torch.bmm(queries, self.keys[:, :, : position + 1], out=weights)
+        torch.softmax(weights, 2, out=weights)
+        torch.bmm(weights, self.values[:, : position + 1], out=self.answers)
+        features.addmm_(self.answers.flatten(1), self.merge)
 
     def tell(self, position: int, embedded: Float[Tensor, "n c"]) -> None:
         """Let later positions know of this one."""
         self.known[:, embedded.shape[1] :] = embedded
         told = torch.addmm(self.tell_bias[position], self.known, self.tell_weight)
-        self.keys[:, position + 1], self.values[:, position + 1] = told.chunk(2, dim=1)
+        self.keys[:, :, position + 1], self.values[:, position + 1] = told.chunk(2, dim=1)

@@ -237,6 +237,21 @@ def test_complete_keeps_a_side_or_what_a_mask_shows(trained: Path, tmp_path: Pat
     assert Path("masked.png").read_bytes() == Path("completions.png").read_bytes()
     assert "either --keep top:0.5, or --mask" in fails(2, "complete", image, "--run", trained, "--out", "c.png")
     assert "write SIDE:SHARE" in fails(2, "complete", image, "--run", trained, "--keep", "middle", "--out", "c.png")
+    Image.fromarray(mask).resize((24, 24)).save("square.png")
+    output = fails(2, "complete", image, "--run", trained, "--mask", "square.png", "--out", "c.png")
+    assert "square.png has 24x24 pixels" in output and "12x8; a mask lies over its image" in output
+    several = pictures(tmp_path / "several", (12, 8), "L", 2)
+    assert "holds 2 images; name one" in fails(
+        2, "complete", several, "--run", trained, "--keep", "top:0.5", "--out", "c.png"
+    )
+
+
+def test_a_second_interruption_or_an_early_one_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.commands.doctor", interrupted)
+    assert fails(130, "doctor") == "gen: stopped\n"
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -57,15 +57,20 @@ def test_the_prior_reports_them_too(trained: Path) -> None:
         train_prior(trained, out="other", kernel=4, clip=0.0)
 
 
+SAVED = {"batch_size": 48, "steps": 7}
+
+
 def test_what_is_given_wins_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model": {"hidden": 24, "height": 9}, "training": {"batch_size": 48, "steps": 7}}))
+    path.write_text(json.dumps({"kind": "vqvae", "model": {"hidden": 24, "height": 9}, "training": SAVED}))
     merged = merge("vqvae", {"batch_size": 96}, "tiny", path, STAGE1)
     assert merged["batch_size"] == 96 and merged["hidden"] == 24 and merged["num_codes"] == 64
     assert "height" not in merged
     assert "steps" not in merge("vqvae", {"max_minutes": 1.0}, "tiny", None, STAGE1)
     with pytest.raises(UsageError, match="--steps and --max-minutes"):
         merge("vqvae", {"max_minutes": 1.0, "steps": 3}, "tiny", None, STAGE1)
+    with pytest.raises(UsageError, match="is of kind 'vqvae', and this stage's are 'prior'"):
+        merge("prior", {}, "tiny", path, STAGE1)
     path.write_text("[]")
     with pytest.raises(UsageError, match=r"config\.json cannot be read"):
         merge("vqvae", {}, "tiny", path, STAGE1)

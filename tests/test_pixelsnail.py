@@ -7,7 +7,17 @@ from stage2_prior import PixelSNAIL, PriorConfig
 from stage2_prior.snail_layers import CausalAttention, CornerConv, Trunk
 from tests.priors import small_prior
 
-CONFIG = PriorConfig(prior="pixelsnail", height=3, width=4, num_codes=7, hidden=8, layers=5, attention_every=2, head=8)
+CONFIG = PriorConfig(
+    prior="pixelsnail",
+    height=3,
+    width=4,
+    num_codes=7,
+    hidden=8,
+    layers=5,
+    attention_every=2,
+    attention_heads=4,
+    head=8,
+)
 
 
 def matrix(convolution: torch.nn.Module) -> np.ndarray:

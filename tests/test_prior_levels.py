@@ -177,6 +177,31 @@ def test_minutes_are_shared_by_the_levels(tmp_path: Path) -> None:
     assert minutes[1] / minutes[0] == pytest.approx(4), "as many times the positions"
 
 
+def test_minutes_that_were_too_few_can_be_raised(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_vqvae(out=run, images=IMAGES, targets=TARGETS, **TINY_VQVAE, levels=2)
+    options: dict[str, Any] = {name: value for name, value in TINY_PRIOR.items() if name != "steps"}
+    options |= {"images": IMAGES, "targets": TARGETS, "force": True, "evaluations": 1}
+    with pytest.raises(UsageError, match="give more minutes"):
+        train_prior(run, max_minutes=1e-4, **options)
+    with pytest.raises(UsageError, match="prior/0 already holds an unfinished run"):
+        train_prior(run, max_minutes=0.1, **options)
+    train_prior(run, max_minutes=0.1, resume="auto", **options)
+    assert len(generate(run, 2)) == 2
+    minutes = [read_config(run / "prior" / level, PriorRun).training.max_minutes or 0 for level in ("0", "1")]
+    assert minutes[1] / minutes[0] == pytest.approx(4)
+
+
+def test_finished_levels_are_extended_where_there_is_something_left(tmp_path: Path) -> None:
+    run = trained_levels(tmp_path / "run", "residual", steps=4)
+    given: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "force": True, "resume": "auto"}
+    train_prior(run, level=0, steps=9, **given)
+    assert train_prior(run, steps=6, **given).steps == 6, "level 1 alone: the other has done nine"
+    with pytest.raises(UsageError, match=r"--steps 6 is less than the 9 steps that .*prior/0"):
+        train_prior(run, steps=6, **given)
+    assert train_prior(run, steps=11, **given).steps == 22
+
+
 def test_an_interrupted_run_goes_on_with_the_options_of_all_its_levels(tmp_path: Path) -> None:
     options: dict[str, Any] = {**TINY_PRIOR, "prior": "pixelsnail", "encodings": 2, "shift": 1}
     given: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "force": True}

@@ -164,7 +164,7 @@ def test_a_batch_takes_each_map_from_one_encoding_on_all_levels() -> None:
         return tuple(torch.arange(20).reshape(20, 1, 1).short() + 1000 * level + 100 * offset for level in range(2))
 
     train = CodeMaps(maps(0), None, (maps(1), maps(2)))
-    batches = CodeBatches(train, CodeMaps(maps(0), None), 1, seed=4)
+    batches = CodeBatches(train, CodeMaps(maps(0), None), 1, 9, seed=4)
     places = batch_places(4, 0, 50, 20)
     batch = batches.training_batch(places, torch.device("cpu"))
     expected = torch.from_numpy(places.items + 100 * views(4, places, 20, 3))
@@ -177,7 +177,7 @@ def test_a_batch_takes_each_map_from_one_encoding_on_all_levels() -> None:
 def test_options_of_the_other_prior_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--attention-heads belongs to --prior pixelsnail; leave it out"):
         prior(trained, out=tmp_path / "run", attention_heads=2)
-    with pytest.raises(UsageError, match="--hidden 9 is not divisible by --attention-heads 4"):
+    with pytest.raises(UsageError, match="--hidden 9 is not divisible by --attention-heads 8"):
         prior(trained, out=tmp_path / "run", prior="pixelsnail", hidden=9)
     with pytest.raises(UsageError, match="--condition-blocks belongs to levels that have a coarser one"):
         prior(trained, out=tmp_path / "run", condition_blocks=1)

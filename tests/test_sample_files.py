@@ -155,7 +155,7 @@ def test_missing_parts_and_written_ones_are_all_images_once(written: list[bool],
 
 def test_a_folder_is_filled_by_one_command_at_a_time(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def another() -> None:
-        with pytest.raises(UsageError, match="another command is drawing into new"):
+        with pytest.raises(UsageError, match="another command is writing into new"):
             generate_files(trained, n=11, **OPTIONS)
 
     monkeypatch.setattr(Drawer, "__call__", fail_at(1, Drawer.__call__, another))

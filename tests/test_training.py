@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from pipeline import CheckpointError, DataError, DivergedError, UsageError, load, train_prior, train_vqvae
 from pipeline.checkpoint import list_checkpoints
@@ -43,6 +44,19 @@ def interrupting(after: int) -> Silent:
                 yield step
 
     return Reporter()
+
+
+class Meanwhile(Silent):
+    """A reporter that does something else before the fourth step."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def steps(self, steps: range, description: str) -> Any:
+        for step in steps:
+            if step == 3:
+                self.action()
+            yield step
 
 
 def stage1(out: Path, **options: Any) -> Path:
@@ -138,6 +152,18 @@ def test_resuming_from_a_checkpoint_by_its_path(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in whole.glob("*.safetensors")} != before
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         train_vqvae(resume=str(whole))
+
+
+def test_a_folder_is_written_to_by_one_command(tmp_path: Path, trained: Path) -> None:
+    def begin_another() -> None:
+        with pytest.raises(UsageError, match="run/vqvae already holds an unfinished run"):
+            stage1(tmp_path / "run")
+        with pytest.raises(UsageError, match=r"another command is writing into .*run/vqvae; wait for it"):
+            stage1(tmp_path / "run", resume="auto")
+
+    stage1(tmp_path / "run", reporter=Meanwhile(begin_another))
+    with FileLock(trained / ".lock"), pytest.raises(UsageError, match=r"another command is writing into .*/run; wait"):
+        train_prior(trained, resume="auto", steps=20, images=IMAGES, targets=TARGETS)
 
 
 def test_a_finished_run_is_left_alone_unless_extended(tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+"""Completions keep what is known, and follow from it as the prior says."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import UsageError, complete, load, train_prior, train_vqvae
+from pipeline.completion import Part, _classes, _draw, _kept_nats, chosen, filled, kept_codes, kept_side
+from pipeline.drawers import CodeDrawer
+from pipeline.model import Model
+from stage2_prior import Noise, Warp, code_nats, draw
+from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
+from tests.priors import prior_classes, random_codes, small_prior
+
+IMAGES, TARGETS = shapes()
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ("top:0.5", [[1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]]),
+        ("bottom:0.25", [[0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1]]),
+        ("left:0.34", [[1, 0, 0]] * 4),
+        ("right:0.67", [[0, 1, 1]] * 4),
+    ],
+)
+def test_sides_of_an_image(keep: str, expected: list[list[int]]) -> None:
+    assert kept_side(keep, (4, 3)).astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize("keep", ["top", "up:0.5", "top:1", "top:0", "top:half"])
+def test_parts_that_do_not_exist_are_refused(keep: str) -> None:
+    with pytest.raises(UsageError, match="write SIDE:SHARE"):
+        kept_side(keep, (4, 3))
+
+
+def test_a_code_is_kept_where_its_whole_patch_is() -> None:
+    kept = np.ones((4, 6), dtype=bool)
+    kept[3, 5] = kept[0, 0] = False
+    codes = (torch.tensor([[[3]]]), torch.arange(6).reshape(1, 2, 3))
+    known = kept_codes(kept, codes)
+    assert known[0].tolist() == [[[-1]]] and known[1].tolist() == [[[-1, 1, 2], [3, 4, -1]]]
+
+
+def test_completions_keep_the_known_codes_and_differ_in_the_others(trained: Path) -> None:
+    image = IMAGES[0]
+    done = complete(trained, image, "top:0.5", n=12, seed=2)
+    original = load(trained).encode(torch.from_numpy(filled(image, done.kept)[None]))[0]
+    assert (done.codes[0][:, 0] == original[0, 0]).all()
+    assert len({tuple(codes[1].tolist()) for codes in done.codes[0]}) > 3
+    assert done.images.shape == (12, 1, 8, 12) and done.kept[:4].all() and not done.kept[4:].any()
+    again = complete(trained, image, done.kept, n=3, seed=2)
+    assert torch.equal(again.codes[0], done.codes[0][:3]), "a mask is the side that it draws"
+    other = complete(trained, image, "top:0.5", n=12, seed=3)
+    assert not torch.equal(other.codes[0], done.codes[0])
+
+
+class Pair:
+    """A Stepper of maps of two codes, whose joint probabilities are a table."""
+
+    size = (1, 2)
+
+    def __init__(self, table: Tensor, n: int) -> None:
+        self.table, self.n = table, n
+        self.first = torch.zeros(n, dtype=torch.int64)
+
+    def begin(self, labels: Tensor | None, coarser: Sequence[Tensor] = ()) -> None:
+        pass
+
+    def begin_row(self, row: int) -> None:
+        pass
+
+    def logits(self, column: int) -> Tensor:
+        return self.table.sum(1).log().expand(self.n, -1) if column == 0 else self.table[self.first].log()
+
+    def accept(self, column: int, codes: Tensor) -> None:
+        self.first = codes if column == 0 else self.first
+
+    def memory(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("candidates", [1, 100])
+def test_of_many_candidates_completions_follow_what_is_kept_after_them(candidates: int) -> None:
+    joint = torch.tensor([[0.3, 0.01, 0.1], [0.1, 0.1, 0.1], [0.05, 0.19, 0.05]], dtype=torch.float64)
+    # The second code is kept: 1.
+    known, n, counts = torch.tensor([[[-1, 1]]]).expand(candidates, 1, 2), 1500, np.zeros(3)
+    for index in range(n):
+        noise = Noise(0, torch.arange(index * candidates, (index + 1) * candidates))
+        drawn = draw(Pair(joint, candidates), noise, Warp(), known)
+        counts[drawn.codes[chosen(drawn.of_known.numpy(), 0, index), 0, 0]] += 1
+    posterior, alone = (joint[:, 1] / joint[:, 1].sum()).numpy(), joint.sum(1).numpy()
+    distances = [float(np.abs(counts / n - law).sum()) for law in (posterior, alone)]
+    followed, other = distances if candidates > 1 else distances[::-1]
+    assert followed < 0.08 and other > 0.5
+
+
+def test_pixels_that_are_not_kept_are_not_looked_at(trained: Path) -> None:
+    image, hidden = IMAGES[0], IMAGES[0].copy()
+    hidden[:, 4:] = 255 - hidden[:, 4:]
+    assert all(
+        torch.equal(*(complete(trained, shown, "top:0.5", n=4, seed=s).codes[0] for shown in (image, hidden)))
+        for s in range(3)
+    )
+
+
+def test_what_is_not_kept_is_grown_over_from_the_border() -> None:
+    image = np.arange(20, dtype=np.uint8).reshape(1, 4, 5)
+    kept = kept_side("top:0.5", (4, 5))
+    grown = filled(image, kept)
+    assert np.array_equal(grown[:, :2], image[:, :2])
+    assert grown[0, 2].tolist() == [6, 6, 7, 8, 8] or grown[0, 2].tolist() == [5, 6, 7, 8, 9]
+    assert grown[0, 3].min() >= 5 and grown[0, 3].max() <= 9
+    centre = np.zeros((3, 3), dtype=bool)
+    centre[1, 1] = True
+    assert (filled(np.full((1, 3, 3), 7, np.uint8) * centre, centre) == 7).all()
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A run of few codes, whose prior has learned what they have to do with classes and with each other."""
+    run = tmp_path_factory.mktemp("learned") / "run"
+    train_vqvae(out=run, images=IMAGES, targets=TARGETS, **{**TINY_VQVAE, "num_codes": 5})
+    options = {**TINY_PRIOR, "steps": 150, "average_decay": 0.9, "learning_rate": 5e-3}
+    train_prior(run, images=IMAGES, targets=TARGETS, force=True, **options)
+    return load(run)
+
+
+def part_of(model: Model, side: str) -> Part:
+    mask = kept_side(side, (8, 12))
+    guessed = model.encode(filled(IMAGES[0], mask)[None])
+    return Part(mask, kept_codes(mask, guessed), guessed)
+
+
+def test_without_a_class_it_follows_from_what_is_kept(learned: Model) -> None:
+    drawer, part = learned.drawer(seed=0), part_of(learned, "right:0.67")
+    assert isinstance(drawer, CodeDrawer)
+    codes, known = part.guessed[0].long(), part.known[0][0] >= 0
+    assert known.tolist() == [[False, True, True]] * 2
+    logits = [learned.priors[0].model(codes, torch.tensor([c])).log_softmax(1)[0].permute(1, 2, 0) for c in (0, 1)]
+    expected = [-float(x.gather(2, codes[0][:, :, None])[known].sum()) for x in logits]
+    nats = _kept_nats(learned.priors, part)
+    assert nats.tolist() == pytest.approx(expected, rel=1e-5)
+    drawn = _classes(drawer, nats, np.arange(3000))
+    weights = np.array(learned.priors[0].config.class_weights) * np.exp(-nats.numpy())
+    assert abs(drawn.mean() - weights[1] / weights.sum()) < 0.04
+
+
+def posterior(model: Model, part: Part) -> np.ndarray:
+    """p(the three codes that are drawn | the others), over all classes, by writing out every map."""
+    known, [prior] = part.known[0].long(), model.priors
+    maps = known.repeat(125, 1, 1)
+    maps[maps < 0] = torch.tensor(list(product(range(5), repeat=3))).flatten()
+    joint = [
+        np.log(weight) - code_nats(prior.model, maps, torch.full((125,), label)).double().sum((1, 2)).detach().numpy()
+        for label, weight in enumerate(prior.config.class_weights)
+    ]
+    law = np.exp(joint).sum(0)
+    return np.asarray(law / law.sum())
+
+
+@pytest.mark.parametrize("side", ["top:0.5", "bottom:0.5"])
+def test_of_many_candidates_the_chosen_follow_the_law_of_the_rest_given_what_is_kept(learned: Model, side: str) -> None:
+    drawer, part, n, candidates = learned.drawer(seed=0), part_of(learned, side), 1000, 50
+    assert isinstance(drawer, CodeDrawer)
+    codes, weights = _draw(drawer, part, np.arange(n * candidates))
+    law = posterior(learned, part)
+    drawn = codes[0][:, part.known[0][0] < 0].long() @ torch.tensor([25, 5, 1])
+    groups = [chosen(own, 0, number) for number, own in enumerate(weights.reshape(n, candidates))]
+    picked = drawn.reshape(n, candidates)[torch.arange(n), torch.tensor(groups)]
+    found = np.bincount(picked.numpy(), minlength=125) / n
+    # The mean distance of n draws from their law, were they of it.
+    rng = np.random.default_rng(0)
+    usual = [np.abs(rng.multinomial(n, law) / n - law).sum() for _ in range(100)]
+    assert np.abs(found - law).sum() < np.mean(usual) + 5 * np.std(usual)
+    if side == "bottom:0.5":
+        alone = np.bincount(drawn.numpy(), minlength=125) / len(drawn)
+        assert np.abs(alone - law).sum() > 2 * np.mean(usual), "a single candidate cannot look ahead"
+
+
+def test_what_is_owed_to_known_codes() -> None:
+    prior, codes = small_prior(prior_classes()[0]), random_codes(3, 4, 5)
+    known = torch.where(torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) < 0.5, codes, -1)
+    stepper = prior.stepper(3)
+    stepper.begin(None)
+    drawn = draw(stepper, Noise(0, torch.arange(3)), Warp(), known)
+    nats = code_nats(prior, drawn.codes, None).detach().double()
+    torch.testing.assert_close(drawn.of_known, -(nats * (known >= 0)).sum((1, 2)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn.log_probability, -nats.sum((1, 2)), rtol=0, atol=1e-5)
+
+
+def test_completions_that_complete_nothing_are_refused(trained: Path) -> None:
+    with pytest.raises(UsageError, match="nothing is kept of the codes, whose patches have 4x4 pixels"):
+        complete(trained, IMAGES[0], "top:0.2")
+    with pytest.raises(UsageError, match="everything is kept"):
+        complete(trained, IMAGES[0], np.ones((8, 12), dtype=bool))
+    with pytest.raises(UsageError, match="nothing of the image is kept; `gen sample` draws whole images"):
+        complete(trained, IMAGES[0], np.zeros((8, 12), dtype=bool))
+    with pytest.raises(UsageError, match=r"(?s)--n: .*got 0.*--candidates: .*got 0.*--temperature: .*got 0"):
+        complete(trained, IMAGES[0], "top:0.5", n=0, candidates=0, temperature=0.0)
+    with pytest.raises(
+        UsageError, match=r"(?s)image is float64 \(1, 8, 12\), and must be uint8.*the mask is bool \(8, 8\)"
+    ):
+        complete(trained, IMAGES[0] / 255, np.ones((8, 8), dtype=bool))
+    with pytest.raises(UsageError, match=r"image is uint8 \(3, 8, 12\), and must be uint8 \(1, 8, 12\)"):
+        complete(trained, IMAGES[0].repeat(3, 0), "top:0.5")
+    with pytest.raises(UsageError, match=r"the mask is uint8 \(8, 12\), and must be bool"):
+        complete(trained, IMAGES[0], np.ones((8, 12), dtype=np.uint8))
