@@ -5,8 +5,9 @@
 Images are binarised once at 0.5; a tenth is held out by a fixed seed. Prints one JSON line a network: nats an image,
 held out, after so many minutes of training. Published values (README of the pytorch-generative repository), gated
 PixelCNN 81.5 and PixelSNAIL 78.6, are of 60,000 images, each pixel drawn anew as a coin of its grey value: that costs
-nats which a threshold does not, so they are a landmark and no comparison. The plain implementation is the usual one: masked windows, float32, Adam at
-1e-3, the last weights; ours has a schedule, averaged weights, and bfloat16 where the processor has it.
+nats which a threshold does not, so they are a landmark and no comparison. The plain implementation is the usual one:
+masked windows, float32, Adam at 1e-3, the last weights; ours has a schedule, averaged weights, and bfloat16 where the
+processor has it.
 """
 
 import json

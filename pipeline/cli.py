@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from pipeline import commands, processes
 from pipeline.codes import AugmentConfig
@@ -23,6 +24,14 @@ from stage1_vqvae import VQVAEConfig, VQVAEError
 from stage2_prior import PriorConfig, PriorError, Warp
 
 _KNOWN_FAULTS = (GenError, VQVAEError, PriorError)
+
+
+_SMALLER = "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also torch's own: of a GPU, and of the CPU's allocator, which has no kind of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _Group(click.Group):
@@ -42,6 +51,13 @@ class _Group(click.Group):
             if context.params["debug"]:
                 traceback.print_exc()
             click.echo(f"gen: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+            sys.exit(6)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if context.params["debug"]:
+                traceback.print_exc()
+            click.echo(f"gen: error: out of memory; {_SMALLER} ({str(error).splitlines()[0]})", err=True)
             sys.exit(6)
         except KeyboardInterrupt:  # where nothing is to be saved: a training ends by itself, with InterruptedRunError
             click.echo("gen: stopped", err=True)

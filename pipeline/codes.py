@@ -1,6 +1,6 @@
 """Images to code maps on disk: extracted once, and used again while model and data are the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.data import ImageSet, Split
 from pipeline.errors import CheckpointError
 from pipeline.randomness import Purpose, stream
+from pipeline.reporting import Reporter
 from pipeline.storage import atomic_folder, load_metadata, load_tensors, save_tensors, verify
 from stage1_vqvae import VQVAE, Codes, VQVAEConfig
 
@@ -88,27 +89,42 @@ def views_of(augment: AugmentConfig, flip: bool) -> list[View]:
 AS_IT_IS = View(0, 0, False)
 
 
-def encode_images(
-    model: VQVAE, images: np.ndarray, indices: np.ndarray, accelerator: Accelerator, view: View = AS_IT_IS
-) -> Codes:
-    """Codes of the chosen images, shared out over the processes; every process returns all of them, on the CPU."""
-    shares = accelerator.num_processes
-    padded = np.resize(indices, -(-len(indices) // shares) * shares)  # repeats the first images to fill up
-    mine = padded.reshape(shares, -1)[accelerator.process_index]
-    parts = [_encode(model, view.of(images, chosen)) for chosen in _batches(mine)]
-    levels = [torch.cat(level) for level in zip(*parts, strict=True)]
-    whole = [accelerator.gather(level.to(accelerator.device)) if shares > 1 else level for level in levels]
-    dtype = code_dtype(model.config)
-    return tuple(level[: len(indices)].to("cpu", dtype) for level in whole)
+@plain_dataclass(frozen=True)
+class Encoder:
+    """Turns images of a set into codes, shared out over the processes; each returns all of them, on the CPU."""
+
+    model: VQVAE
+    images: ImageSet
+    accelerator: Accelerator
+    reporter: Reporter
+
+    def maps(self, indices: np.ndarray, views: Sequence[View]) -> CodeMaps:
+        """The chosen images in all views, with their labels."""
+        labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
+        levels, *others = (self.codes(indices, view) for view in views)
+        return CodeMaps(levels, labels, tuple(others))
+
+    def codes(self, indices: np.ndarray, view: View = AS_IT_IS) -> Codes:
+        """The chosen images in one view."""
+        shares = self.accelerator.num_processes
+        padded = np.resize(indices, -(-len(indices) // shares) * shares)  # repeats the first images to fill up
+        batches = _batches(padded.reshape(shares, -1)[self.accelerator.process_index])
+        steps = self.reporter.steps(range(len(batches)), "encode")
+        parts = [self._encode(view.of(self.images.images, batches[step])) for step in steps]
+        levels = [torch.cat(level) for level in zip(*parts, strict=True)]
+        whole = [
+            self.accelerator.gather(level.to(self.accelerator.device)) if shares > 1 else level for level in levels
+        ]
+        dtype = code_dtype(self.model.config)
+        return tuple(level[: len(indices)].to("cpu", dtype) for level in whole)
+
+    def _encode(self, images: np.ndarray) -> Codes:
+        batch = torch.from_numpy(images).to(self.model.data_variance.device)
+        return tuple(level.cpu() for level in self.model.encode(batch))
 
 
-def _encode(model: VQVAE, images: np.ndarray) -> Codes:
-    batch = torch.from_numpy(images).to(model.data_variance.device)
-    return tuple(level.cpu() for level in model.encode(batch))
-
-
-def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:
-    return (indices[start : start + BATCH] for start in range(0, len(indices), BATCH))
+def _batches(indices: np.ndarray) -> list[np.ndarray]:
+    return [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
 
 
 def code_dtype(config: VQVAEConfig) -> torch.dtype:
@@ -119,35 +135,18 @@ def code_dtype(config: VQVAEConfig) -> torch.dtype:
 
 
 def extract(
-    folder: Path,
-    model: VQVAE,
-    identity: dict[str, str],
-    images: ImageSet,
-    parts: Split,
-    views: Sequence[View],
-    accelerator: Accelerator,
+    folder: Path, encoder: Encoder, identity: dict[str, str], parts: Split, views: Sequence[View]
 ) -> dict[str, CodeMaps]:
     """Encode both parts of the split, the one to be trained on in all `views`, write them to `folder`, return them.
 
     `identity` says what the codes depend on: the weights' hash, the data's fingerprint, the views. What the folder held
     of another identity is moved aside.
     """
-    maps = {
-        "train": _encode_part(model, images, parts.train, views, accelerator),
-        "held_out": _encode_part(model, images, parts.held_out, [AS_IT_IS], accelerator),
-    }
-    if accelerator.is_main_process:
+    maps = {"train": encoder.maps(parts.train, views), "held_out": encoder.maps(parts.held_out, [AS_IT_IS])}
+    if encoder.accelerator.is_main_process:
         _write(folder, maps, identity)
-    accelerator.wait_for_everyone()
+    encoder.accelerator.wait_for_everyone()
     return maps
-
-
-def _encode_part(
-    model: VQVAE, images: ImageSet, part: np.ndarray, views: Sequence[View], accelerator: Accelerator
-) -> CodeMaps:
-    levels, *others = (encode_images(model, images.images, part, accelerator, view) for view in views)
-    labels = None if images.labels is None else torch.from_numpy(images.labels[part])
-    return CodeMaps(levels, labels, tuple(others))
 
 
 def _write(folder: Path, maps: dict[str, CodeMaps], identity: dict[str, str]) -> None:

@@ -197,6 +197,9 @@ def complete(
 
 def _kept_by(mask: Path, image: Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """Where a picture is white, cut to size as the image is. Raises UsageError unless both have one shape."""
+    for path in (mask, image):
+        if path.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"a --mask lies over one picture, and {path} is no picture file")
     grey = load_images(DataConfig(data=str(mask), image_size=f"{size[0]}x{size[1]}", colour="grey"))
     (mask_width, mask_height), (width, height) = (pictures.open_image(path.read_bytes()).size for path in (mask, image))
     if (mask_width, mask_height) not in ((width, height), size[::-1]):

@@ -36,9 +36,11 @@ _SHOWN = 12  # images of each row of the picture
 _FITTED = 20_000  # images, at most, that principal components are fitted to
 _TEXT = 112  # pixels for a row's name
 _NOTE = """
-On held-out images. Numbers are those an image becomes: integers, of which each costs its bits, or floats. The bits of
-gaussian are the KL divergence of its noisy codes, while its error is that of their means. Errors are of images as
-bytes, so that values beyond black and white do not count.
+On held-out images. PCA, N: N principal components of the training images. Numbers are those an image becomes: integers,
+of which each costs its bits, or floats. The bits of gaussian are the KL divergence of its noisy codes, while its error
+is that of their means. NMSE is the squared error over the variance of all pixels (1: a constant grey), of images as
+bytes, so that values beyond black and white do not count. In use: codes that occur, or floats whose variance exceeds
+0.01.
 """
 
 
@@ -178,7 +180,9 @@ def _measure(
     for numbers in sorted({_numbers(model.vqvae.config.model) for model in models.values()}):
         launch.reporter.say(f"fitting {numbers} principal components")
         linear = principal_components(fitted, held_out, numbers)
-        if linear is not None:
+        if linear is None:
+            launch.reporter.say(f"left out: there are not {numbers} components of the images that fit into memory")
+        else:
             add(Row(f"PCA, {numbers}", numbers, **fidelity(held_out, linear, variance)._asdict()), linear)
     for name, model in models.items():
         restored = model.reconstruct(torch.from_numpy(held_out.copy())).numpy()

@@ -1,6 +1,7 @@
 """Complete an image: keep the codes of a part of it, draw the others."""
 
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -24,6 +25,8 @@ from stage1_vqvae import Codes
 from stage2_prior import Warp, code_nats
 
 Side = Literal["top", "bottom", "left", "right"]
+_LOGITS = 2**24  # at a time, of all classes
+_OF_ANY_CLASS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -78,9 +81,8 @@ def complete(
     drawer = model.drawer(seed=config.seed, label=label, warp=warp)
     assert isinstance(drawer, CodeDrawer)
     part = _part(model, image, kept)
-    codes, weights = _draw(drawer, part, np.arange(config.n * config.candidates))
-    groups = weights.reshape(config.n, config.candidates)
-    best = [number * config.candidates + chosen(own, config.seed, number) for number, own in enumerate(groups)]
+    codes, weights = _draw(drawer, part, config.n, config.candidates)
+    best = [number * config.candidates + chosen(own, config.seed, number) for number, own in enumerate(weights)]
     completed = tuple(level[best] for level in codes)
     return Completions(model.decode(completed), completed, part.mask)
 
@@ -97,8 +99,8 @@ class Part(NamedTuple):
 def _part(model: Model, image: np.ndarray | Tensor, kept: np.ndarray | Tensor | str) -> Part:
     config = model.vqvae.config.model
     size = (config.height, config.width)
-    pixels = torch.as_tensor(image).cpu().numpy()
-    mask = kept_side(kept, size) if isinstance(kept, str) else torch.as_tensor(kept).cpu().numpy()
+    pixels = _array(image)
+    mask = kept_side(kept, size) if isinstance(kept, str) else _array(kept)
     wrong = [
         f"the {name} is {given.dtype} {given.shape}, and must be {dtype} {shape}"
         for name, given, dtype, shape in (
@@ -119,6 +121,10 @@ def _part(model: Model, image: np.ndarray | Tensor, kept: np.ndarray | Tensor | 
         patch = f"{size[0] // config.grids[-1][0]}x{size[1] // config.grids[-1][1]}"
         raise UsageError(f"{nothing} is kept of the codes, whose patches have {patch} pixels; keep another part")
     return Part(mask, known, guessed)
+
+
+def _array(given: np.ndarray | Tensor) -> np.ndarray:
+    return given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
 
 
 def kept_side(keep: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -160,44 +166,68 @@ def kept_codes(kept: Bool[np.ndarray, "h w"], codes: Codes) -> Codes:
     return tuple(known)
 
 
-def _draw(drawer: CodeDrawer, part: Part, indices: Int[np.ndarray, "n"]) -> tuple[Codes, Float[np.ndarray, "n"]]:
+def _draw(drawer: CodeDrawer, part: Part, n: int, candidates: int) -> tuple[Codes, Float[np.ndarray, "n candidates"]]:
     """Candidates, as many at a time as memory allows, and ln of their weights: how probable what is kept is, less what
     the choice of their class has taken into account."""
-    nats = _kept_nats(drawer.priors, part) if drawer.label is None else torch.zeros(0)
+    indices = np.arange(n * candidates)
+    proposal = _proposal(drawer, _kept_nats(drawer.priors, part), candidates) if _draws_classes(drawer) else None
     levels, weights = [], []
     for mine in np.array_split(indices, -(-len(indices) // drawer.batch_size(len(indices)))):
         labels, counted = labels_of(mine, drawer.label, drawer.seed, drawer.priors[0].config), torch.zeros(len(mine))
-        if len(nats):
-            labels = torch.from_numpy(_classes(drawer, nats, mine))
-            counted = -nats[labels]
+        if proposal is not None:
+            labels = torch.from_numpy(_classes(proposal, drawer.seed, mine))
+            counted = proposal.counted[labels]
         drawn = drawer.draw(mine, labels, tuple(level.expand(len(mine), -1, -1) for level in part.known))
         levels.append(drawn.codes)
         weights.append((drawn.of_known - counted).numpy())
-    return tuple(torch.cat(level) for level in zip(*levels, strict=True)), np.concatenate(weights)
+    joined = tuple(torch.cat(level) for level in zip(*levels, strict=True))
+    return joined, np.concatenate(weights).reshape(n, candidates)
+
+
+def _draws_classes(drawer: CodeDrawer) -> bool:
+    return drawer.label is None and drawer.priors[0].config.model.num_classes > 0
 
 
 @torch.no_grad()
 def _kept_nats(priors: Sequence[LoadedPrior], part: Part) -> Float[Tensor, "classes"]:
     """-ln p(kept codes | class), each given all codes before it, kept or guessed; empty without classes."""
-    device = next(priors[0].model.parameters()).device
+    model = priors[0].model
+    nats, device = torch.zeros(model.config.num_classes, dtype=torch.float64), next(model.parameters()).device
     guessed = [level.to(device) for level in part.guessed]
-    nats = []
-    for number in range(priors[0].config.model.num_classes):
-        label = torch.tensor([number], device=device)
-        of_levels = [
-            code_nats(prior.model, guessed[level], label, guessed[:level])[part.known[level].to(device) >= 0].sum()
-            for level, prior in enumerate(priors)
-        ]
-        nats.append(float(torch.stack(of_levels).double().sum()))
-    return torch.tensor(nats, dtype=torch.float64)
+    for number, prior in enumerate(priors):
+        kept, config = part.known[number].to(device) >= 0, prior.model.config
+        classes = torch.arange(len(nats), device=device)
+        at_a_time = max(1, _LOGITS // (config.positions * config.num_codes))
+        for some in torch.split(classes, at_a_time) if kept.any() else ():
+            maps = [level.expand(len(some), -1, -1) for level in guessed[: number + 1]]
+            each = code_nats(prior.model, maps[-1], some, maps[:-1])
+            nats[some.cpu()] += (each.double() * kept).sum((1, 2)).cpu()
+    return nats
 
 
-def _classes(drawer: CodeDrawer, nats: Float[Tensor, "classes"], indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """The class of each candidate, drawn in proportion to p(class) p(kept codes | class), by seed and index."""
-    with np.errstate(divide="ignore"):  # a class that no training image has
-        logits = np.log(np.array(drawer.priors[0].config.class_weights)) - nats.numpy()
-    noise = [stream(drawer.seed, Purpose.LABELS, int(index)).gumbel(size=len(logits)) for index in indices]
-    return (logits + np.stack(noise)).argmax(1)
+class Proposal(NamedTuple):
+    """ln of the chance that a candidate is of each class; and how much of its weight that has counted already."""
+
+    logits: Float[np.ndarray, "classes"]
+    counted: Float[Tensor, "classes"]
+
+
+def _proposal(drawer: CodeDrawer, nats: Float[Tensor, "classes"], candidates: int) -> Proposal:
+    """p(class) p(kept codes | class). Where that is a guess, as codes are drawn before some that are kept, and several
+    candidates can mend it, a tenth of them are of any class."""
+    weights = torch.tensor(drawer.priors[0].config.class_weights, dtype=torch.float64)
+    usual = (weights / weights.sum()).log()  # -inf for a class that no training image has
+    informed = (usual - nats).log_softmax(0)
+    if candidates == 1:
+        return Proposal(informed.numpy(), informed - usual)
+    mixed = torch.logaddexp(informed + log(1 - _OF_ANY_CLASS), usual + log(_OF_ANY_CLASS))
+    return Proposal(mixed.numpy(), mixed - usual)
+
+
+def _classes(proposal: Proposal, seed: int, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The class of each candidate, by seed and index."""
+    noise = [stream(seed, Purpose.LABELS, int(index)).gumbel(size=len(proposal.logits)) for index in indices]
+    return (proposal.logits + np.stack(noise)).argmax(1)
 
 
 def chosen(log_weights: Float[np.ndarray, "n"], seed: int, index: int) -> int:

@@ -12,7 +12,6 @@ from pipeline.checkpoint import (
     is_finished,
     list_checkpoints,
     newest_checkpoint,
-    step_of,
 )
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.options import contradictions, flatten
@@ -22,6 +21,7 @@ from pipeline.settings import TrainingConfig
 from pipeline.storage import read_json, verify
 
 AUTO = "auto"
+BOTH_LENGTHS = "--steps and --max-minutes are two ways to say the same thing; give one of them"
 
 
 class NothingLeftError(UsageError):
@@ -48,7 +48,15 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Mapp
     differing: list[str] = contradictions(options, _options_of(saved), free)
     if differing:
         raise UsageError("\n".join([*differing, "leave these flags out to resume, or choose another --out"]))
-    return replace(saved, training=_extended(folder, saved.training, options))
+    if options.get("steps") and options.get("max_minutes"):
+        raise UsageError(BOTH_LENGTHS)
+    return replace(saved, training=_extended(folder, saved, options))
+
+
+def check_free(folder: Path, resume: str | None) -> None:
+    """Raise UsageError when a new run's folder has been trained into since it was looked at."""
+    if resume is None and (is_finished(folder) or list_checkpoints(folder / "checkpoints")):
+        raise UsageError(f"another command has trained into {folder} meanwhile; go on with --resume auto")
 
 
 def _options_of(saved: VQVAERun | PriorRun) -> dict[str, Any]:
@@ -57,28 +65,31 @@ def _options_of(saved: VQVAERun | PriorRun) -> dict[str, Any]:
     )
 
 
-def _extended(folder: Path, training: TrainingConfig, options: Mapping[str, Any]) -> TrainingConfig:
-    steps, planned = options.get("steps"), training.steps or 0
-    patience = options.get("patience", training.patience)
-    if steps is not None and steps < planned:
-        kind = NothingLeftError if is_finished(folder) else UsageError
-        raise kind(f"--steps {steps} is less than the {planned} steps that {folder} was started with")
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    done = step_of(checkpoints[-1]) if checkpoints else 0
-    if is_finished(folder) and (steps or planned) <= done:
+def _extended(folder: Path, saved: Saved, options: Mapping[str, Any]) -> TrainingConfig:
+    """How long the run shall go on: as it was begun, or longer. Raises UsageError, NothingLeftError."""
+    training, steps = saved.training, options.get("steps")
+    wanted = replace(training, steps=steps or training.steps, patience=options.get("patience", training.patience))
+    finished = is_finished(folder)
+    if steps is not None and steps < (training.steps or 0):
+        kind = NothingLeftError if finished else UsageError
+        raise kind(f"--steps {steps} is less than the {training.steps} steps that {folder} was started with")
+    if finished:
+        _check_something_left(folder, wanted, read_config(folder, type(saved)).training)
+    return wanted
+
+
+def _check_something_left(folder: Path, wanted: TrainingConfig, published: TrainingConfig) -> None:
+    """Raise NothingLeftError where the finished model is already what is wanted."""
+    planned = published.steps or 0
+    done = int(read_json(folder / EVALUATION).get("steps_done", planned))
+    if (wanted.steps or planned) <= done:
         raise NothingLeftError(
             f"{folder} has done its {done} steps; to train it further, pass --steps of more than {done}"
         )
-    if _ended_early(folder, done) and patience == training.patience and (steps or planned) <= planned:
+    if done < planned and (wanted.steps, wanted.patience) == (published.steps, published.patience):
         raise NothingLeftError(
             f"{folder} stopped early, after {done} of {planned} steps; to train it further, pass --patience 0"
         )
-    return replace(training, steps=steps or training.steps, patience=patience)
-
-
-def _ended_early(folder: Path, done: int) -> bool:
-    """Whether the finished model is of the newest checkpoint, with steps left to do."""
-    return is_finished(folder) and read_json(folder / EVALUATION).get("steps_done") == done
 
 
 def checkpoint_to_resume(folder: Path, resume: str | None, reporter: Reporter) -> Path | None:

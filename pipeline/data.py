@@ -6,13 +6,7 @@ import json
 import os
 import re
 import warnings
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -24,8 +18,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from pipeline import images as pictures
+from pipeline.decoding import Plan, decode_into, plan_for
 from pipeline.errors import DataError
-from pipeline.images import BadImageError, Colour
+from pipeline.images import channels
 from pipeline.randomness import Purpose, stream
 from pipeline.sources import Labelling, Source, label_by_folder, open_source
 from pipeline.storage import atomic_folder
@@ -34,7 +29,6 @@ EMBEDDED = "digits"
 ARRAY = "array"  # what config.json says of images that came as an array
 NAMED = ("mnist", "fashion-mnist", "cifar10")
 LISTED = 10  # bad files named in an error
-PROBED = 64  # files looked at to choose size and colour
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
 
@@ -89,6 +83,7 @@ class ImageSet:
     fingerprint: str
     skipped: tuple[str, ...] = ()
     names: tuple[str, ...] = ()  # of the files, where there are any
+    passed_over: str = ""  # files that are no images, by their suffixes
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,7 +111,7 @@ def split(n: int, held_out: float, seed: int) -> Split:
 def pixel_variance(images: UInt8[np.ndarray, "n c h w"], indices: Int[np.ndarray, "m"]) -> float:
     """The global variance of the pixels on [0, 1], from their histogram. Raises DataError when it is zero."""
     histogram = np.zeros(256, dtype=np.int64)
-    for part in np.array_split(indices, max(1, len(indices) // 4096)):
+    for part in np.array_split(indices, -(-len(indices) // _at_a_time(images))):
         histogram += np.bincount(images[part].ravel(), minlength=256)
     levels = np.arange(256) / 255
     mean = np.average(levels, weights=histogram)
@@ -149,25 +144,40 @@ def from_array(
     array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not len(array):
         raise DataError(f"images must be uint8 (n, 1 or 3, height, width); got {array.dtype} {array.shape}")
-    if labels is not None and len(labels) != len(array):
-        raise DataError(f"{len(array)} images but {len(labels)} labels")
+    if labels is not None:
+        _check_labels(np.asarray(labels), len(array))
     height, width = config.size() if config.image_size else array.shape[2:]
     colour = config.colour if config.colour != "auto" else ("grey" if array.shape[1] == 1 else "colour")
-    if array.shape[1:] != (_channels(colour), height, width):
+    if array.shape[1:] != (channels(colour), height, width):
         array = np.stack([pictures.fit(pictures.to_pil(image), height, width, colour) for image in array])
     kept = np.asarray(labels).astype(np.int64) if labels is not None and config.labels else None
     names = class_names or tuple(str(i) for i in range(0 if kept is None else int(kept.max()) + 1))
     return ImageSet(array, kept, names if kept is not None else (), fingerprint(array, kept))
 
 
+def _check_labels(labels: np.ndarray, n: int) -> None:
+    if labels.shape != (n,):
+        raise DataError(f"{n} images but labels of shape {labels.shape}; give one number an image")
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(
+            f"labels must be whole numbers from 0 on; got {labels.dtype} from {labels.min()} to {labels.max()} (all images "
+            "have a class, or none has)"
+        )
+
+
 def fingerprint(images: UInt8[np.ndarray, "n c h w"], labels: Int[np.ndarray, "n"] | None) -> str:
     """sha256 of the pixels, their shape and the labels: what a run was trained on, whatever the files are called."""
     digest = hashlib.sha256(str(images.shape).encode())
-    for start in range(0, len(images), 4096):
-        digest.update(images[start : start + 4096].tobytes())
+    for start in range(0, len(images), size := _at_a_time(images)):
+        digest.update(images[start : start + size].tobytes())
     if labels is not None:
         digest.update(labels.astype(np.int64).tobytes())
     return digest.hexdigest()
+
+
+def _at_a_time(images: UInt8[np.ndarray, "n c h w"]) -> int:
+    """Images whose pixels are looked at together: 16 MiB of them, which counting turns into eight times as much."""
+    return max(1, 2**24 // images[0].size)
 
 
 def _digits() -> tuple[UInt8[np.ndarray, "n 1 32 32"], Int[np.ndarray, "n"]]:
@@ -218,76 +228,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GEN_CACHE") or Path(home) / "gen-images")
 
 
-class _Plan(NamedTuple):
-    """What every image of a source is decoded to."""
-
-    colour: Colour
-    height: int
-    width: int
-
-    def shape(self, n: int) -> tuple[int, int, int, int]:
-        return n, _channels(self.colour), self.height, self.width
-
-
 def _from_files(source: Source, config: DataConfig, *, shared: bool) -> ImageSet:
     with warnings.catch_warnings():
         # Pillow merely warns of images that are absurdly large; a person is told which file it is.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        plan = _plan(source, config)
+        warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF", UserWarning)  # such pictures are shown as they lie
+        size = config.size() if config.image_size else None
+        plan = plan_for(source, size, None if config.colour == "auto" else config.colour)
+        others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.passed_over)
         shape = plan.shape(len(source.names))
         if not shared and np.prod(shape) <= config.memory_gib * 2**30:
             pixels = np.empty(shape, np.uint8)
-            return _labelled(source, config, pixels, _decode_into(pixels, source, plan))
-        return _from_cache(source, config, plan)
-
-
-def _plan(source: Source, config: DataConfig) -> _Plan:
-    """Size and colour, from the configuration or from a few images spread over the source."""
-    step = -(-len(source.names) // PROBED)
-    probes = list(_readable(source, source.names[::step])) or list(islice(_readable(source, source.names), 1))
-    grey = all(pictures.is_grey(image) for image in probes)
-    colour: Colour = config.colour if config.colour != "auto" else ("grey" if grey else "colour")
-    if config.image_size:
-        return _Plan(colour, *config.size())
-    sizes = Counter((image.height, image.width) for image in probes)
-    if not sizes:
-        return _Plan(colour, 1, 1)  # decoding will name all files as bad
-    if len(sizes) != 1:
-        common = ", ".join(f"{height}x{width}" for (height, width), _ in sizes.most_common(3))
-        raise DataError(f"the images differ in size ({common}, ...); choose one with --image-size")
-    return _Plan(colour, *sizes.most_common(1)[0][0])
-
-
-def _readable(source: Source, names: tuple[str, ...]) -> Iterator[Image.Image]:
-    for name in names:
-        try:
-            yield _open(source, name)
-        except BadImageError:
-            continue  # decoding all of them will report it
-
-
-def _open(source: Source, name: str) -> Image.Image:
-    try:
-        data = source.read(name)
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an encrypted member
-        raise BadImageError(str(error)) from error
-    return pictures.open_image(data)
-
-
-def _decode_into(pixels: UInt8[np.ndarray, "n c h w"], source: Source, plan: _Plan) -> dict[int, str]:
-    """Decode every file into its row; returns why some could not be."""
-
-    def decode(index: int) -> str | None:
-        try:
-            image = _open(source, source.names[index])
-        except BadImageError as error:
-            return str(error)
-        pixels[index] = pictures.fit(image, plan.height, plan.width, plan.colour)
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = pool.map(decode, range(len(source.names)), chunksize=64)
-        return {index: reason for index, reason in enumerate(reasons) if reason}
+            decoded = _labelled(source, config, pixels, decode_into(pixels, source, plan))
+        else:
+            decoded = _from_cache(source, config, plan)
+        return replace(decoded, passed_over=others)
 
 
 def _labelled(source: Source, config: DataConfig, pixels: np.ndarray, bad: dict[int, str]) -> ImageSet:
@@ -301,9 +256,17 @@ def _labelled(source: Source, config: DataConfig, pixels: np.ndarray, bad: dict[
     good = np.delete(np.arange(len(source.names)), list(bad))
     labelling = label_by_folder(tuple(source.names[i] for i in good)) if config.labels else None
     names, labels = _numbered(labelling)
-    kept = pixels if not bad else pixels[good]
+    kept = _moved_up(pixels, good) if bad else pixels
     files = tuple(source.names[index] for index in good)
     return ImageSet(kept, labels, names, fingerprint(kept, labels), skipped, files)
+
+
+def _moved_up(pixels: UInt8[np.ndarray, "n c h w"], rows: Int[np.ndarray, "m"]) -> UInt8[np.ndarray, "m c h w"]:
+    """These rows, in rising order, moved to the beginning: the array may be larger than memory."""
+    for start in range(0, len(rows), size := _at_a_time(pixels)):
+        part = rows[start : start + size]
+        pixels[start : start + len(part)] = pixels[part]
+    return pixels[: len(rows)]
 
 
 def _numbered(labelling: Labelling | None) -> tuple[tuple[str, ...], Int[np.ndarray, "n"] | None]:
@@ -312,7 +275,7 @@ def _numbered(labelling: Labelling | None) -> tuple[tuple[str, ...], Int[np.ndar
     return labelling.class_names, np.asarray(labelling.labels, dtype=np.int64)
 
 
-def _from_cache(source: Source, config: DataConfig, plan: _Plan) -> ImageSet:
+def _from_cache(source: Source, config: DataConfig, plan: Plan) -> ImageSet:
     """Open the memory-mapped pixels of these files, decoding them first if nobody has."""
     key = hashlib.sha256(f"{source.stamp}\n{plan}\n{config.labels} {config.on_bad_image}".encode()).hexdigest()[:32]
     folder = cache_folder() / "decoded" / key
@@ -323,17 +286,18 @@ def _from_cache(source: Source, config: DataConfig, plan: _Plan) -> ImageSet:
     meta = json.loads((folder / "images.json").read_text())
     labels = np.load(folder / "labels.npy") if meta["class_names"] else None
     pixels = np.load(folder / "images.npy", mmap_mode="r")
-    known = {name: tuple(meta.get(name, ())) for name in ("class_names", "skipped", "names")}
-    return ImageSet(pixels, labels, fingerprint=meta["fingerprint"], **known)
+    class_names, skipped, names = (tuple(meta.get(name, ())) for name in ("class_names", "skipped", "names"))
+    return ImageSet(pixels, labels, class_names, meta["fingerprint"], skipped, names)
 
 
-def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: _Plan) -> None:
+def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: Plan) -> None:
     path = folder / "images.npy"
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, plan.shape(len(source.names)))
-    decoded = _labelled(source, config, pixels, _decode_into(pixels, source, plan))
+    decoded = _labelled(source, config, pixels, decode_into(pixels, source, plan))
     pixels.flush()
-    if decoded.skipped:
-        np.save(path, decoded.images)
+    if decoded.skipped:  # written beside, as it is read from there
+        np.save(folder / "kept.npy", decoded.images)
+        (folder / "kept.npy").replace(path)
     if decoded.labels is not None:
         np.save(folder / "labels.npy", decoded.labels)
     meta = {
@@ -343,10 +307,6 @@ def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: _P
         "names": decoded.names,
     }
     (folder / "images.json").write_text(json.dumps(meta))
-
-
-def _channels(colour: str) -> int:
-    return 1 if colour == "grey" else 3
 
 
 def class_weights(labels: Int[np.ndarray, "n"], num_classes: int) -> Float[np.ndarray, "classes"]:

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 
 _BATCH = 256
 _WINDOW = 11  # pixels
+_MOST_FITTED = 2**28  # pixels, of which there are copies: 1 GiB each in float32
 
 
 class Fidelity(NamedTuple):
@@ -45,10 +46,12 @@ def fidelity(images: UInt8[np.ndarray, "n c h w"], restored: UInt8[np.ndarray, "
 def principal_components(
     train: UInt8[np.ndarray, "n c h w"], images: UInt8[np.ndarray, "m c h w"], components: int
 ) -> UInt8[np.ndarray, "m c h w"] | None:
-    """Reconstructions from so many principal components of the training images; None where there are not as many."""
+    """Reconstructions from so many principal components of the training images, of as many as fit into memory; None
+    where those have not as many."""
     from sklearn.decomposition import PCA  # takes as long
 
-    fitted = train.reshape(len(train), -1).astype(np.float32)
+    flat = train.reshape(len(train), -1)
+    fitted = flat[: _MOST_FITTED // flat.shape[1]].astype(np.float32)
     if components >= min(fitted.shape):
         return None
     pca = PCA(components, random_state=0).fit(fitted)

@@ -1,17 +1,35 @@
 """One image file as a person sees it: orientation, transparency, depth and colour made plain, then cut to size."""
 
 import io
+import struct
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 Colour = Literal["grey", "colour"]
 
 NEAREST = Image.Resampling.NEAREST
 
+_UPRIGHT = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def channels(colour: Colour) -> int:
+    """Of an image, in its array."""
+    return 1 if colour == "grey" else 3
 
 
 class BadImageError(ValueError):
@@ -28,13 +46,23 @@ def open_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as file:
             file.load()
-            return _as_seen(ImageOps.exif_transpose(file))
+            return _as_seen(_upright(file))
     except UnidentifiedImageError as error:
         raise BadImageError("not an image that Pillow can read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError(f"too many pixels ({Image.MAX_IMAGE_PIXELS:,} at most)") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         raise BadImageError(str(error) or type(error).__name__) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says. Cameras write EXIF that is not well formed: such a picture is shown as it lies."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def _as_seen(image: Image.Image) -> Image.Image:

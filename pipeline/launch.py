@@ -14,7 +14,7 @@ from pipeline import processes
 from pipeline.budget import steps_within
 from pipeline.card import write_card
 from pipeline.checkpoint import IN_PROGRESS, publish
-from pipeline.continuing import checkpoint_to_resume
+from pipeline.continuing import BOTH_LENGTHS, check_free, checkpoint_to_resume
 from pipeline.errors import UsageError
 from pipeline.memory import expected_memory
 from pipeline.options import flatten, read_config_file
@@ -53,7 +53,7 @@ def merge(
     if preset not in PRESETS:
         raise UsageError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
     if options.get("steps") and options.get("max_minutes"):
-        raise UsageError("--steps and --max-minutes are two ways to say the same thing; give one of them")
+        raise UsageError(BOTH_LENGTHS)
     merged = dict(getattr(PRESETS[preset], stage))
     merged |= read_config_file(Path(config), stage, configs) if config else {}
     if options.get("max_minutes"):
@@ -92,13 +92,6 @@ def seeded_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def make_folder(folder: Path, accelerator: Accelerator) -> None:
-    """Make a stage's folder, once, before any process writes into it."""
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-
-
 def carry_out(
     launch: Launch,
     trainer: Trainer,
@@ -111,6 +104,7 @@ def carry_out(
 
     `facts` are shown at the start; `published` are files in the stage's folder that belong to its model.
     """
+    check_free(trainer.folder, launch.resume)
     checkpoint = checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter)
     if checkpoint is None:
         trainer.start()

@@ -53,7 +53,11 @@ class Model:
         return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
 
     def decode(self, codes: Codes, reporter: Reporter | None = None) -> UInt8[Tensor, "n c h w"]:
-        """Images of codes. Raises VQVAEError when they do not fit."""
+        """Images of codes. Raises UsageError or VQVAEError when they do not fit."""
+        if len({len(level) for level in codes}) != 1:
+            raise UsageError(
+                f"codes of as many images at every level are needed; got {[len(level) for level in codes]}"
+            )
         size = _at_a_time(self.vqvae.config.model)
         batches = list(zip(*(torch.split(level, size) for level in codes), strict=True))
         steps = (reporter or Silent()).steps(range(len(batches)), "decode")

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.checkpoint import EVALUATION, IN_PROGRESS, is_finished
+from pipeline.checkpoint import EVALUATION, IN_PROGRESS
+from pipeline.claim import alone_in
 from pipeline.codes import AugmentConfig, CodeMaps
 from pipeline.continuing import NothingLeftError, saved_run
 from pipeline.data import EMBEDDED, class_weights
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.health import check_codebook
-from pipeline.launch import Launch, check_processes, fit_to_processes, make_folder, merge
+from pipeline.launch import Launch, check_processes, fit_to_processes, merge
 from pipeline.options import build, option_fields
 from pipeline.run import (
     DRAWN_FROM_NORMAL,
@@ -91,16 +92,18 @@ def make_plan(
 ) -> Plan:
     """The plan for all levels, or the one asked for. Raises UsageError, CheckpointError before any work."""
     vqvae = read_config(source.vqvae, VQVAERun)
-    levels = _levels(folder, vqvae, level, launch)
+    levels = _levels(folder, vqvae, level)
     saved: dict[int, PriorRun | None] = {}
     complaints = []
     for number in levels:
         try:
             saved[number] = saved_run(folder.prior(number), PriorRun, launch.resume, launch.options)
-        except NothingLeftError as complaint:  # of several levels the others go on
-            complaints.append(complaint)
+        except NothingLeftError as error:  # of several levels the others go on
+            complaints.append(error)
     if not saved:
         raise complaints[0]
+    for complaint in complaints:
+        launch.reporter.say(f"left alone: {complaint}")
     new = [number for number, found in saved.items() if found is None]
     return Plan(saved, _new_options(source, vqvae, launch, preset, config, new) if new else {})
 
@@ -108,15 +111,14 @@ def make_plan(
 def promise(folder: RunFolder, runs: list[PriorRun], launch: Launch) -> None:
     """Of several levels write down how each will be trained: whatever interrupts one, all resume as asked for."""
     for run in runs if len(runs) > 1 else []:
-        place = folder.prior(run.level)
-        make_folder(place, launch.accelerator)
-        if launch.accelerator.is_main_process and not (place / IN_PROGRESS).exists():
-            write_json(place / IN_PROGRESS, as_json(run))
+        with alone_in(folder.prior(run.level), launch.accelerator):
+            if launch.accelerator.is_main_process:
+                write_json(folder.prior(run.level) / IN_PROGRESS, as_json(run))
     launch.accelerator.wait_for_everyone()
 
 
-def _levels(folder: RunFolder, vqvae: VQVAERun, level: int | None, launch: Launch) -> list[int]:
-    """The levels to train: all, or the one asked for; a resumed run leaves finished ones out, unless all are.
+def _levels(folder: RunFolder, vqvae: VQVAERun, level: int | None) -> list[int]:
+    """The levels to train: all, or the one asked for.
 
     Raises UsageError for codes that no prior can be trained on.
     """
@@ -131,9 +133,7 @@ def _levels(folder: RunFolder, vqvae: VQVAERun, level: int | None, launch: Launc
         raise UsageError(
             f"--level {level} does not exist: the codes of {folder.vqvae} have levels 0 to {model.levels - 1}"
         )
-    levels = list(range(model.levels)) if level is None else [level]
-    unfinished = [number for number in levels if not is_finished(folder.prior(number))]
-    return levels if launch.resume is None else unfinished or levels
+    return list(range(model.levels)) if level is None else [level]
 
 
 def _new_options(

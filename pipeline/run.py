@@ -113,6 +113,16 @@ def codes_in_words(config: VQVAEConfig) -> str:
     return f"{grids}, each one of {config.num_codes} ({config.bottleneck})"
 
 
+def resuming(stage: Path) -> str:
+    """The command that goes on with the training in a stage's folder, RUN/vqvae or RUN/prior/LEVEL."""
+    prior = stage.parent.name == "prior"
+    return (
+        f"gen train-prior {stage.parents[1]} --resume auto"
+        if prior
+        else f"gen train-vqvae --out {stage.parent} --resume auto"
+    )
+
+
 class LoadedVQVAE(NamedTuple):
     """Stage 1, ready for use, its configuration, and the hash of its weights."""
 

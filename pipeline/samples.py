@@ -139,10 +139,14 @@ def written_parts(folder: Path, file_format: Format) -> list[range]:
     """The indices of the images of each finished part, in order."""
     names = (re.fullmatch(r"(\d{6,})-(\d{6,})\.safetensors", path.name) for path in (folder / CODES).glob("*"))
     parts = [range(int(name[1]), int(name[2]) + 1) for name in names if name]
-    return sorted(
-        (part for part in parts if file_format == "png" or _images_file(folder, part, file_format).is_file()),
-        key=lambda part: part.start,
-    )
+    there = {path.name for path in folder.glob("*")}
+
+    def is_whole(part: range) -> bool:
+        if file_format == "png":
+            return all(picture_name(index) in there for index in part)
+        return _images_file(folder, part, file_format).name in there
+
+    return sorted(filter(is_whole, parts), key=lambda part: part.start)
 
 
 def remove_partial(folder: Path) -> None:

@@ -3,7 +3,8 @@
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -17,12 +18,14 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
 class Source:
     """Names of image files with forward slashes, in natural order, and a function from a name to its bytes.
 
-    `stamp` identifies the files without reading them (sizes and times), for the cache of decoded images.
+    `stamp` identifies the files without reading them (sizes and times), for the cache of decoded images; `passed_over`
+    are the suffixes of other files, with how many there are of each.
     """
 
     names: tuple[str, ...]
     read: Callable[[str], bytes]
     stamp: str
+    passed_over: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,12 @@ def open_source(path: Path) -> Source:
 
 
 def _open_folder(root: Path) -> Source:
-    files = {name: root / name for name in _walk(root) if _is_image(name)}
+    there = [name for name in _walk(root) if not _is_hidden(name)]
+    files = {name: root / name for name in there if _is_image(name)}
     names = tuple(sorted(files, key=_natural))
     stats = ((name, files[name].stat()) for name in names)
     stamp = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-    return Source(names, lambda name: files[name].read_bytes(), stamp)
+    return Source(names, lambda name: files[name].read_bytes(), stamp, _others(there))
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -73,16 +77,25 @@ def _open_zip(path: Path) -> Source:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{path} is neither a folder nor a readable .zip: {error}") from error
-    members = {info.filename: info for info in archive.infolist() if not info.is_dir() and _is_image(info.filename)}
+    there = {info.filename: info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)}
+    members = {name: info for name, info in there.items() if _is_image(name)}
     names = tuple(sorted(members, key=_natural))
     stamp = "\n".join(f"{name} {members[name].file_size} {members[name].CRC}" for name in names)
-    return Source(names, archive.read, stamp)
+    return Source(names, archive.read, stamp, _others(there))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    return not hidden and PurePosixPath(name).suffix.lower() in SUFFIXES
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _others(names: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """The suffixes of files that are no images, and how often each occurs."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in names if not _is_image(name))
+    return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline import previews, processes
 from pipeline.batches import ImageBatches
-from pipeline.checkpoint import is_finished
+from pipeline.checkpoint import IN_PROGRESS, is_finished
 from pipeline.claim import alone_in
 from pipeline.continuing import check_alone, folder_of_checkpoint, saved_run
 from pipeline.data import (
@@ -44,6 +44,7 @@ from pipeline.training import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig
 
 CONFIGS = (DataConfig, VQVAEConfig, TrainingConfig)
+_NAMED = 10  # classes
 
 
 def train_vqvae(
@@ -75,10 +76,15 @@ def train_vqvae(
     if saved:
         check_processes(saved.training, launch.accelerator)
         _check_no_prior(run)
+        _check_patience(given, saved.model)
         settings = replace(saved, data=replace(saved.data, **_only_data(given)))
         image_set = load(settings.data, images, targets, launch)
         check_unchanged(run, saved, image_set)
     else:
+        if resume and "data" not in given:
+            raise UsageError(
+                f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
+            )
         wanted = new_options(given, preset, config)
         image_set = load(wanted.data, images, targets, launch)
         settings = _new_run(wanted, image_set, launch)
@@ -87,7 +93,7 @@ def train_vqvae(
 
 def _check_no_prior(run: RunFolder) -> None:
     """Further training would change the codes that a finished prior was trained on."""
-    if any(map(is_finished, run.priors.glob("*"))):
+    if any(is_finished(prior) or (prior / IN_PROGRESS).exists() for prior in run.priors.glob("*")):
         raise UsageError(
             f"the prior in {run.priors} belongs to these weights; copy {run.vqvae} into a new run folder to go on there"
         )
@@ -104,15 +110,26 @@ class Options(NamedTuple):
 def new_options(given: dict[str, Any], preset: str | None, config: str | Path | None) -> Options:
     """Options of a new run: given, from a config.json, from the preset. Raises UsageError for all that is wrong."""
     default = "digits" if given.get("data", EMBEDDED) == EMBEDDED else "base"
+    if given.get("data") in (EMBEDDED, *NAMED) and Path(given["data"]).exists():
+        raise UsageError(
+            f"--data {given['data']} is the name of a data set, and of a folder here; write ./{given['data']}"
+        )
     merged = merge("vqvae", given, preset or default, config, CONFIGS)
     # Any image will do to check the options: this one is divisible by every stride allowed.
     options = Options(*build(CONFIGS, merged, {"channels": 1, "height": 2**15, "width": 2**15}))
     idle = options.model.without_effect(given)
-    if given.get("patience") and options.model.keeps_latest:
-        idle.append("--patience belongs to trainings whose best weights are kept; here the latest are; leave it out")
     if idle:
         raise UsageError("\n".join(idle))
+    _check_patience(given, options.model)
     return options
+
+
+def _check_patience(given: dict[str, Any], model: VQVAEConfig) -> None:
+    if given.get("patience") and model.keeps_latest:
+        raise UsageError(
+            f"--patience {given['patience']} belongs to trainings whose best weights are kept, and here the latest "
+            "are; leave it out"
+        )
 
 
 def _new_run(options: Options, image_set: ImageSet, launch: Launch) -> VQVAERun:
@@ -157,13 +174,16 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
 
 def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[str, str]]:
     model = settings.model
-    classes = f", {len(image_set.class_names)} classes" if image_set.class_names else ""
+    names = image_set.class_names
+    few = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    classes = [("classes", f"{len(names)}: {few}")] if names else []
     return [
         ("task", f"learn {'a codebook' if model.is_discrete else 'an autoencoder'} (stage 1)"),
         (
             "data",
-            f"{settings.data.data}: {len(parts.train):,} images, {len(parts.held_out):,} more held out{classes}",
+            f"{settings.data.data}: {len(parts.train):,} images, {len(parts.held_out):,} more held out",
         ),
+        *classes,
         ("images", f"{model.channels} x {model.height} x {model.width}"),
         ("codes", codes_in_words(model)),
     ]
@@ -185,6 +205,12 @@ def load(
         image_set = load_images(config, shared=launch.accelerator.num_processes > 1)
     if image_set.skipped:
         launch.reporter.say(f"skipped {len(image_set.skipped)} unreadable images, such as {image_set.skipped[0]}")
+    if image_set.passed_over:
+        launch.reporter.say(f"passed over, as no images that are read: {image_set.passed_over}")
+    if config.labels and image_set.names and not image_set.class_names:
+        folders = len({str(Path(name).parent) for name in image_set.names})
+        if folders > 1:
+            launch.reporter.say(f"no classes: images lie in {folders} folders, some of them beside folders of others")
     return image_set
 
 

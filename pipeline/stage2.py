@@ -14,7 +14,7 @@ from pipeline import previews, processes
 from pipeline.batches import CodeBatches
 from pipeline.checkpoint import CONFIG, EVALUATION, WEIGHTS, is_finished
 from pipeline.claim import alone_in
-from pipeline.codes import AugmentConfig, CodeMaps, extract, read_current, unigram_entropy, views_of
+from pipeline.codes import AugmentConfig, CodeMaps, Encoder, extract, read_current, unigram_entropy, views_of
 from pipeline.continuing import check_alone, folder_of_checkpoint
 from pipeline.data import ARRAY, Split
 from pipeline.errors import UsageError
@@ -108,11 +108,11 @@ def _code_maps(
     """The codes of both parts of stage 1's split: those on disk if they are still right, else extracted now."""
     config = vqvae.config.data
     identity = codes_identity(vqvae, augment)
-    with alone_in(folder.path, launch.accelerator):  # of two levels side by side one encodes
-        current = read_current(folder.codes, identity)
-        if current is not None:
-            launch.reporter.say(f"using the codes in {folder.codes}")
-            return current
+    current = read_current(folder.codes, identity)
+    if current is not None:
+        launch.reporter.say(f"using the codes in {folder.codes}")
+        return current
+    with alone_in(folder.path, launch.accelerator):
         where = ARRAY if images is not None else data
         image_set = load(replace(config, data=where or config.data), images, targets, launch)
         check_unchanged(folder, vqvae.config, image_set)
@@ -120,7 +120,8 @@ def _code_maps(
         views = views_of(augment, config.flip)
         times = f", each {len(views)} times" if len(views) > 1 else ""
         launch.reporter.say(f"encoding {len(image_set.images):,} images{times} into {folder.codes}")
-        return extract(folder.codes, vqvae.model, identity, image_set, Split(**parts), views, launch.accelerator)
+        encoder = Encoder(vqvae.model, image_set, launch.accelerator, launch.reporter)
+        return extract(folder.codes, encoder, identity, Split(**parts), views)
 
 
 def codes_identity(vqvae: LoadedVQVAE, augment: AugmentConfig) -> dict[str, str]:

@@ -23,6 +23,7 @@ from pipeline.interruption import Interruption
 from pipeline.log import Log
 from pipeline.randomness import Places, Purpose, batch_places, generator, number
 from pipeline.reporting import Reporter
+from pipeline.run import resuming
 from pipeline.settings import TrainingConfig, evaluations_since, is_due, learning_rate
 
 LOGGED_LINES = 200  # lines of metrics.jsonl over a run, about
@@ -156,11 +157,11 @@ class Trainer:
                     log.write()
                     self._save()
                 if asked:
-                    raise InterruptedRunError(_stopped(progress), asked)
+                    raise InterruptedRunError(_stopped(progress, self.folder), asked)
                 if ended:
                     break
         if self._is_overfit():
-            self.reporter.say(_ended_early(progress, self.config.patience))
+            self.reporter.say(_ended_early(progress, self.config.patience, self.folder))
 
     def _is_overfit(self) -> bool:
         """Whether the best evaluation lies too far back: a function of where the training stands, as on resuming."""
@@ -266,14 +267,14 @@ class Trainer:
         return processes.autocast(self.config.precision, self.device)
 
 
-def _stopped(progress: Progress) -> str:
-    return f"stopped as asked after step {progress.step:,} of {progress.total_steps:,}; go on with --resume auto"
+def _stopped(progress: Progress, folder: Path) -> str:
+    return f"stopped as asked after step {progress.step:,} of {progress.total_steps:,}; go on with `{resuming(folder)}`"
 
 
-def _ended_early(progress: Progress, patience: int) -> str:
+def _ended_early(progress: Progress, patience: int, folder: Path) -> str:
     return (
         f"stopped early after step {progress.step:,} of {progress.total_steps:,}: nothing was better than step "
-        f"{progress.best_step:,} for {patience} evaluations; with --resume auto --patience 0 it goes on"
+        f"{progress.best_step:,} for {patience} evaluations; it goes on with `{resuming(folder)} --patience 0`"
     )
 
 

@@ -61,7 +61,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
 
 def test_without_arguments_the_embedded_data_becomes_new_images(tmp_path: Path) -> None:
     output = succeeds("train-vqvae", *TINY)
-    assert "digits: 1,617 images, 180 more held out, 10 classes" in output
+    assert "digits: 1,617 images, 180 more held out" in output and "10: zero, one, two, three" in output
     assert "memory" in output and "next: gen train-prior runs/digits" in output
     output = succeeds("train-prior", *TINY_PRIOR)
     assert (
@@ -92,7 +92,7 @@ def test_other_shapes_train_sample_and_reconstruct(
 ) -> None:
     data = pictures(tmp_path / "my images", size, mode)
     output = succeeds("train-vqvae", "--data", data, "--image-size", asked, "--halvings", 3, "--flip", *TINY)
-    assert shown in output and "2 classes" in output
+    assert shown in output and re.search(r"classes +2: even, odd\n", output)
     run = Path("runs/my images")
     succeeds("train-prior", run, *TINY_PRIOR)
     succeeds("sample", run, "--n", 2, "--class", "odd", "--temperature", 0.9, "--top-k", 5, "--top-p", 0.9)
@@ -252,6 +252,22 @@ def test_a_second_interruption_or_an_early_one_ends_without_a_traceback(monkeypa
 
     monkeypatch.setattr("pipeline.commands.doctor", interrupted)
     assert fails(130, "doctor") == "gen: stopped\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        MemoryError("no more"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_named_with_what_needs_less(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def exhausted() -> None:
+        raise fault
+
+    monkeypatch.setattr("pipeline.commands.doctor", exhausted)
+    assert "out of memory; a smaller --batch-size" in fails(6, "doctor")
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import UsageError, complete, load, train_prior, train_vqvae
-from pipeline.completion import Part, _classes, _draw, _kept_nats, chosen, filled, kept_codes, kept_side
+from pipeline.completion import Part, _classes, _draw, _kept_nats, _proposal, chosen, filled, kept_codes, kept_side
 from pipeline.drawers import CodeDrawer
 from pipeline.model import Model
 from stage2_prior import Noise, Warp, code_nats, draw
@@ -124,6 +124,7 @@ def test_what_is_not_kept_is_grown_over_from_the_border() -> None:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A run of few codes, whose prior has learned what they have to do with classes and with each other."""
+    torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("learned") / "run"
     train_vqvae(out=run, images=IMAGES, targets=TARGETS, **{**TINY_VQVAE, "num_codes": 5})
     options = {**TINY_PRIOR, "steps": 150, "average_decay": 0.9, "learning_rate": 5e-3}
@@ -131,55 +132,64 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(run)
 
 
-def part_of(model: Model, side: str) -> Part:
-    mask = kept_side(side, (8, 12))
-    guessed = model.encode(filled(IMAGES[0], mask)[None])
-    return Part(mask, kept_codes(mask, guessed), guessed)
+ROWS = torch.tensor(list(product(range(5), repeat=3)))  # all that a row of three codes can be
+
+
+def joint(model: Model, maps: Tensor) -> np.ndarray:
+    """p(map, class) of many maps, from the network's logits."""
+    [prior] = model.priors
+    nats = [code_nats(prior.model, maps, torch.full((len(maps),), label)).double().sum((1, 2)) for label in (0, 1)]
+    return np.asarray(np.array(prior.config.class_weights) * np.exp(-torch.stack(nats, 1).detach().numpy()))
+
+
+def undecided(model: Model, kept: int) -> tuple[Part, np.ndarray]:
+    """A part whose row `kept` leaves open of which class it is; and the law of the other row, over both classes."""
+    candidates = []
+    for row in ROWS:
+        maps = torch.stack([row.expand(125, -1), ROWS][:: 1 if kept == 0 else -1], 1)
+        law = joint(model, maps)
+        candidates.append((abs(float(law[:, 0].sum() / law.sum()) - 0.5), maps, law))
+    distance, maps, law = min(candidates, key=lambda candidate: candidate[0])
+    assert distance < 0.4
+    known = torch.full((1, 2, 3), -1)
+    known[0, kept] = maps[0, kept]
+    part = Part(np.ones((8, 12), dtype=bool), (known,), (torch.where(known < 0, 2, known),))
+    return part, law.sum(1) / law.sum()
 
 
 def test_without_a_class_it_follows_from_what_is_kept(learned: Model) -> None:
-    drawer, part = learned.drawer(seed=0), part_of(learned, "right:0.67")
-    assert isinstance(drawer, CodeDrawer)
-    codes, known = part.guessed[0].long(), part.known[0][0] >= 0
-    assert known.tolist() == [[False, True, True]] * 2
+    mask = kept_side("right:0.67", (8, 12))
+    guessed = learned.encode(filled(IMAGES[0], mask)[None])
+    part = Part(mask, kept_codes(mask, guessed), guessed)
+    drawer, codes, known = learned.drawer(seed=0), guessed[0].long(), part.known[0][0] >= 0
+    assert isinstance(drawer, CodeDrawer) and known.tolist() == [[False, True, True]] * 2
     logits = [learned.priors[0].model(codes, torch.tensor([c])).log_softmax(1)[0].permute(1, 2, 0) for c in (0, 1)]
-    expected = [-float(x.gather(2, codes[0][:, :, None])[known].sum()) for x in logits]
+    expected = [-float(x.gather(2, codes[0][:, :, None])[known[:, :, None]].sum()) for x in logits]
     nats = _kept_nats(learned.priors, part)
     assert nats.tolist() == pytest.approx(expected, rel=1e-5)
-    drawn = _classes(drawer, nats, np.arange(3000))
-    weights = np.array(learned.priors[0].config.class_weights) * np.exp(-nats.numpy())
-    assert abs(drawn.mean() - weights[1] / weights.sum()) < 0.04
+    weights = np.array(learned.priors[0].config.class_weights)
+    informed = weights * np.exp(-nats.numpy()) / (weights * np.exp(-nats.numpy())).sum()
+    for candidates, law in ((1, informed), (2, 0.9 * informed + 0.1 * weights / weights.sum())):
+        proposal = _proposal(drawer, nats, candidates)
+        np.testing.assert_allclose(np.exp(proposal.logits), law, rtol=1e-9)
+        np.testing.assert_allclose(proposal.counted.exp(), law / (weights / weights.sum()), rtol=1e-9)
+        assert abs(_classes(proposal, 0, np.arange(3000)).mean() - law[1]) < 0.04
 
 
-def posterior(model: Model, part: Part) -> np.ndarray:
-    """p(the three codes that are drawn | the others), over all classes, by writing out every map."""
-    known, [prior] = part.known[0].long(), model.priors
-    maps = known.repeat(125, 1, 1)
-    maps[maps < 0] = torch.tensor(list(product(range(5), repeat=3))).flatten()
-    joint = [
-        np.log(weight) - code_nats(prior.model, maps, torch.full((125,), label)).double().sum((1, 2)).detach().numpy()
-        for label, weight in enumerate(prior.config.class_weights)
-    ]
-    law = np.exp(joint).sum(0)
-    return np.asarray(law / law.sum())
-
-
-@pytest.mark.parametrize("side", ["top:0.5", "bottom:0.5"])
-def test_of_many_candidates_the_chosen_follow_the_law_of_the_rest_given_what_is_kept(learned: Model, side: str) -> None:
-    drawer, part, n, candidates = learned.drawer(seed=0), part_of(learned, side), 1000, 50
+@pytest.mark.parametrize("kept", [0, 1])
+def test_of_many_candidates_the_chosen_follow_the_law_of_the_rest_given_what_is_kept(learned: Model, kept: int) -> None:
+    drawer, (part, law), n, candidates = learned.drawer(seed=0), undecided(learned, kept), 1000, 50
     assert isinstance(drawer, CodeDrawer)
-    codes, weights = _draw(drawer, part, np.arange(n * candidates))
-    law = posterior(learned, part)
-    drawn = codes[0][:, part.known[0][0] < 0].long() @ torch.tensor([25, 5, 1])
-    groups = [chosen(own, 0, number) for number, own in enumerate(weights.reshape(n, candidates))]
-    picked = drawn.reshape(n, candidates)[torch.arange(n), torch.tensor(groups)]
-    found = np.bincount(picked.numpy(), minlength=125) / n
+    codes, weights = _draw(drawer, part, n, candidates)
+    drawn = (codes[0][:, 1 - kept].long() @ torch.tensor([25, 5, 1])).reshape(n, candidates)
+    groups = torch.tensor([chosen(own, 0, number) for number, own in enumerate(weights)])
+    found = np.bincount(drawn[torch.arange(n), groups], minlength=125) / n
     # The mean distance of n draws from their law, were they of it.
     rng = np.random.default_rng(0)
     usual = [np.abs(rng.multinomial(n, law) / n - law).sum() for _ in range(100)]
-    assert np.abs(found - law).sum() < np.mean(usual) + 5 * np.std(usual)
-    if side == "bottom:0.5":
-        alone = np.bincount(drawn.numpy(), minlength=125) / len(drawn)
+    assert np.abs(found - law).sum() < np.mean(usual) + 4 * np.std(usual)
+    if kept == 1:
+        alone = np.bincount(drawn.flatten(), minlength=125) / drawn.numel()
         assert np.abs(alone - law).sum() > 2 * np.mean(usual), "a single candidate cannot look ahead"
 
 

@@ -105,6 +105,31 @@ def test_bad_images_are_named_or_skipped(tmp_path: Path) -> None:
     assert images.labels is not None and images.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (Image.new("L", (8, 12)), r"has 12x8 pixels where others have 8x8; choose a size with --image-size"),
+        (Image.new("RGB", (8, 8), "red"), "is in colour where others are grey; choose with --colour"),
+    ],
+)
+def test_an_image_unlike_those_looked_at_first_is_named(tmp_path: Path, odd: Image.Image, reason: str) -> None:
+    """Once, all but the few that decide were cut or made grey without a word."""
+    for index in range(130):
+        Image.new("L", (8, 8), index).save(tmp_path / f"{index:03d}.png")
+    odd.save(tmp_path / "100.png")
+    with pytest.raises(DataError, match=rf"(?s)1 of 130 images.*100\.png: {reason}"):
+        load_images(DataConfig(data=str(tmp_path)))
+    assert load_images(DataConfig(data=str(tmp_path), image_size="8", colour="grey")).images.shape == (130, 1, 8, 8)
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    root = folder_of_images(tmp_path / "data")
+    for name in ("a.HEIC", "b.heic", "notes.txt", "LICENSE", ".hidden"):
+        (root / name).touch()
+    assert load_images(DataConfig(data=str(root))).passed_over == "2 .heic, 1 .txt, 1 without a suffix"
+    assert load_images(DataConfig(data=str(root)), shared=True).passed_over == "2 .heic, 1 .txt, 1 without a suffix"
+
+
 def test_an_image_of_absurd_size_is_named_and_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder_of_images(tmp_path / "data")
     Image.new("L", (30, 30)).save(root / "grün" / "huge.png")
@@ -203,8 +228,22 @@ def test_arrays_are_checked_and_cut() -> None:
     assert from_array(array, np.array([0, 2, 1, 0]), (), DataConfig(labels=False)).labels is None
     with pytest.raises(DataError, match=r"uint8.*float64"):
         from_array(array / 255, None, (), DataConfig())
-    with pytest.raises(DataError, match="4 images but 3 labels"):
+    with pytest.raises(DataError, match="4 images but labels of shape \(3,\)"):
         from_array(array, np.array([0, 1, 2]), (), DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([[0], [1]]), r"2 images but labels of shape \(2, 1\)"),
+        (np.array([0, 1, 2]), r"2 images but labels of shape \(3,\)"),
+        (np.array([0, -1]), "whole numbers from 0 on; got int64 from -1 to 0"),
+        (np.array([0.0, 0.9]), "whole numbers from 0 on; got float64 from 0.0 to 0.9"),
+    ],
+)
+def test_labels_are_checked(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        from_array(np.zeros((2, 1, 4, 4), np.uint8), labels, (), DataConfig())
 
 
 def test_the_fingerprint_follows_pixels_and_labels() -> None:

@@ -1,11 +1,13 @@
 """Images as people have them: each decoded as a person sees it, or named as bad."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from pipeline.data import DataConfig, load_images
 from pipeline.images import BadImageError, fit, grid, is_grey, open_image, to_pil
 
 
@@ -51,6 +53,25 @@ def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     assert open_image(encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif)).size == (20, 30)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_set_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)), exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(pixels(data), expected)
+
+
+BROKEN = [b"Exif\x00\x00MM", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09", b"Exif\x00\x00rubbish"]
+
+
+@pytest.mark.parametrize("exif", BROKEN)
+def test_a_picture_with_broken_exif_is_shown_as_it_lies(tmp_path: Path, exif: bytes) -> None:
+    (tmp_path / "picture.jpg").write_bytes(encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif))
+    assert load_images(DataConfig(data=str(tmp_path))).shape == (1, 20, 30)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"])

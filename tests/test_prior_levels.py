@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline import CheckpointError, UsageError, generate, load, train_prior, train_vqvae
 from pipeline.run import PriorRun, read_config
+from pipeline.training import Trainer
 from stage2_prior import Noise, PrefixStepper, Prior, PriorConfig, PriorError, Warp, code_nats, draw
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
 from tests.priors import prior_classes, random_codes
@@ -177,16 +178,24 @@ def test_minutes_are_shared_by_the_levels(tmp_path: Path) -> None:
     assert minutes[1] / minutes[0] == pytest.approx(4), "as many times the positions"
 
 
-def test_minutes_that_were_too_few_can_be_raised(tmp_path: Path) -> None:
+def test_minutes_that_were_too_few_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps_within(_trainer: Trainer, seconds: float) -> int:
+        if seconds < 30:
+            raise UsageError("give more minutes")
+        return 5
+
+    monkeypatch.setattr("pipeline.launch.steps_within", steps_within)
     run = tmp_path / "run"
     train_vqvae(out=run, images=IMAGES, targets=TARGETS, **TINY_VQVAE, levels=2)
     options: dict[str, Any] = {name: value for name, value in TINY_PRIOR.items() if name != "steps"}
     options |= {"images": IMAGES, "targets": TARGETS, "force": True, "evaluations": 1}
     with pytest.raises(UsageError, match="give more minutes"):
-        train_prior(run, max_minutes=1e-4, **options)
+        train_prior(run, max_minutes=1, **options)
     with pytest.raises(UsageError, match="prior/0 already holds an unfinished run"):
-        train_prior(run, max_minutes=0.1, **options)
-    train_prior(run, max_minutes=0.1, resume="auto", **options)
+        train_prior(run, max_minutes=10, **options)
+    with pytest.raises(UsageError, match="--steps and --max-minutes are two ways"):
+        train_prior(run, max_minutes=10, steps=10, resume="auto", **options)
+    train_prior(run, max_minutes=10, resume="auto", **options)
     assert len(generate(run, 2)) == 2
     minutes = [read_config(run / "prior" / level, PriorRun).training.max_minutes or 0 for level in ("0", "1")]
     assert minutes[1] / minutes[0] == pytest.approx(4)
@@ -200,6 +209,15 @@ def test_finished_levels_are_extended_where_there_is_something_left(tmp_path: Pa
     with pytest.raises(UsageError, match=r"--steps 6 is less than the 9 steps that .*prior/0"):
         train_prior(run, steps=6, **given)
     assert train_prior(run, steps=11, **given).steps == 22
+
+
+def test_an_interrupted_extension_of_all_levels_goes_on_with_all(tmp_path: Path) -> None:
+    """Once, a level that had not been reached was left as it was, without a word."""
+    run = trained_levels(tmp_path / "run", "residual", steps=4)
+    given: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "force": True, "resume": "auto"}
+    with pytest.raises(PowerCutError):
+        train_prior(run, steps=9, reporter=interrupting(7), **given)
+    assert train_prior(run, **given).steps == 18
 
 
 def test_an_interrupted_run_goes_on_with_the_options_of_all_its_levels(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What README says can be typed works."""
 
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from tests.conftest import TINY_PRIOR, TINY_VQVAE
 from tests.test_cli import pictures
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_api_does_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,11 +39,11 @@ def test_the_api_does_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "shown.png").exists() and (tmp_path / "out").is_dir()
 
 
-def test_the_tree_names_every_module() -> None:
-    root = Path(__file__).parent.parent
+@pytest.mark.parametrize("package", ["stage1_vqvae", "stage2_prior", "pipeline"])
+def test_the_tree_names_every_module_and_no_other(package: str) -> None:
     tree = README.split("## The tree")[1].split("```")[1]
-    modules = [
-        path.name for stage in ("stage1_vqvae", "stage2_prior", "pipeline") for path in (root / stage).rglob("*.py")
-    ]
-    missing = {name for name in modules if not name.startswith("__") and name not in tree}
-    assert not missing
+    lines = tree.split(f"\n{package}/")[1].split("\n")[1:]
+    inside = list(takewhile(lambda line: line.startswith("  "), lines))
+    named = {Path(name).name for line in inside for name in re.findall(r"[\w/]+\.py", line)}
+    modules = {path.name for path in (ROOT / package).rglob("*.py") if not path.name.startswith("__")}
+    assert named == modules

@@ -163,6 +163,14 @@ def test_a_folder_is_filled_by_one_command_at_a_time(trained: Path, monkeypatch:
     check(trained, 6, "png")
 
 
+def test_a_picture_that_was_deleted_is_drawn_again(trained: Path) -> None:
+    there = generate_files(trained, n=5, batch_size=2, **OPTIONS)
+    before = (there.folder / "000002.png").read_bytes()
+    (there.folder / "000002.png").unlink()
+    assert generate_files(trained, n=5, batch_size=2, **OPTIONS).new == 2, "the part that it belongs to"
+    assert (there.folder / "000002.png").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("other", "difference"),
     [

@@ -13,6 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+import pipeline.stage1
 from pipeline import CheckpointError, DataError, DivergedError, UsageError, load, train_prior, train_vqvae
 from pipeline.checkpoint import list_checkpoints
 from pipeline.codes import load_codes, unigram_entropy
@@ -21,7 +22,7 @@ from pipeline.reporting import Silent
 from pipeline.storage import load_tensors
 from pipeline.training import Trainer, forget
 from stage1_vqvae.config import belongs
-from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
+from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 from tests.worker import KINDS, STAGE_1_KINDS
 
 IMAGES, TARGETS = shapes()
@@ -107,7 +108,7 @@ def test_a_signal_ends_the_step_saves_and_can_be_resumed_from(tmp_path: Path, nu
                 yield step
 
     before = signal.getsignal(number)
-    with pytest.raises(InterruptedRunError, match=r"stopped as asked after step 5 of 12.*--resume auto") as caught:
+    with pytest.raises(InterruptedRunError, match=r"after step 5 of 12; .*parts --resume auto`") as caught:
         stage1(tmp_path / "parts", checkpoints=1, reporter=Signalling())
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) is before
@@ -154,6 +155,59 @@ def test_resuming_from_a_checkpoint_by_its_path(tmp_path: Path) -> None:
         train_vqvae(resume=str(whole))
 
 
+def test_an_extension_that_ended_before_its_first_checkpoint_can_be_resumed(tmp_path: Path) -> None:
+    """Once, it was taken for a run that had stopped early, and nothing that was advised let it go on."""
+    stage1(tmp_path / "run", steps=6, checkpoints=1)
+    again: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "out": tmp_path / "run", "resume": "auto"}
+    with pytest.raises(PowerCutError):
+        train_vqvae(**again, steps=12, reporter=interrupting(7))
+    assert train_vqvae(**again).steps == 12
+
+
+def test_stage_one_is_left_alone_while_a_prior_learns_its_codes(tmp_path: Path) -> None:
+    stage1(tmp_path / "run")
+    with pytest.raises(PowerCutError):
+        stage2(tmp_path / "run", reporter=interrupting(7))
+    with pytest.raises(UsageError, match="belongs to these weights"):
+        train_vqvae(images=IMAGES, targets=TARGETS, out=tmp_path / "run", resume="auto", steps=20)
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    """Once, it began to learn the embedded digits where a path was mistyped."""
+    with pytest.raises(UsageError, match=r"nothing to resume in .*mistyped; name the run with --out"):
+        train_vqvae(out=tmp_path / "mistyped", resume="auto")
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_not_passed_by(tmp_path: Path) -> None:
+    Path("mnist").mkdir()
+    with pytest.raises(
+        UsageError, match=r"--data mnist is the name of a data set, and of a folder here; write \./mnist"
+    ):
+        train_vqvae(out=tmp_path / "run", data="mnist")
+
+
+def test_patience_is_refused_where_the_latest_weights_are_kept(tmp_path: Path) -> None:
+    latest = tiny_vqvae("gaussian")
+    with pytest.raises(UsageError, match="--patience 2 belongs to"):
+        train_vqvae(images=IMAGES, out=tmp_path / "run", **latest, patience=2)
+    train_vqvae(images=IMAGES, out=tmp_path / "run", **latest)
+    with pytest.raises(UsageError, match="--patience 2 belongs to"):
+        train_vqvae(images=IMAGES, out=tmp_path / "run", resume="auto", steps=20, patience=2)
+
+
+def test_what_was_trained_meanwhile_is_not_trained_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        stage1(tmp_path / "run")  # another command, that was faster
+        return load_given(*arguments)
+
+    load_given = pipeline.stage1.load
+    monkeypatch.setattr("pipeline.stage1.load", slowly)
+    with pytest.raises(UsageError, match=r"another command has trained into .*run/vqvae meanwhile"):
+        stage1(tmp_path / "run")
+
+
 def test_a_folder_is_written_to_by_one_command(tmp_path: Path, trained: Path) -> None:
     def begin_another() -> None:
         with pytest.raises(UsageError, match="run/vqvae already holds an unfinished run"):
@@ -162,8 +216,9 @@ def test_a_folder_is_written_to_by_one_command(tmp_path: Path, trained: Path) ->
             stage1(tmp_path / "run", resume="auto")
 
     stage1(tmp_path / "run", reporter=Meanwhile(begin_another))
-    with FileLock(trained / ".lock"), pytest.raises(UsageError, match=r"another command is writing into .*/run; wait"):
-        train_prior(trained, resume="auto", steps=20, images=IMAGES, targets=TARGETS)
+    shutil.copytree(trained / "vqvae", tmp_path / "coded" / "vqvae")
+    with FileLock(tmp_path / "coded" / ".lock"), pytest.raises(UsageError, match="another command is writing into"):
+        train_prior(tmp_path / "coded", images=IMAGES, targets=TARGETS, **TINY_PRIOR)
 
 
 def test_a_finished_run_is_left_alone_unless_extended(tmp_path: Path) -> None:
