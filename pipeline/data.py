@@ -160,8 +160,8 @@ def _check_labels(labels: np.ndarray, n: int) -> None:
         raise DataError(f"{n} images but labels of shape {labels.shape}; give one number an image")
     if labels.dtype.kind not in "iu" or labels.min() < 0:
         raise DataError(
-            f"labels must be whole numbers from 0 on; got {labels.dtype} from {labels.min()} to {labels.max()} (all images "
-            "have a class, or none has)"
+            f"labels must be whole numbers from 0 on; got {labels.dtype} from {labels.min()} to {labels.max()} (all "
+            "images have a class, or none has)"
         )
 
 
@@ -232,7 +232,9 @@ def _from_files(source: Source, config: DataConfig, *, shared: bool) -> ImageSet
     with warnings.catch_warnings():
         # Pillow merely warns of images that are absurdly large; a person is told which file it is.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF", UserWarning)  # such pictures are shown as they lie
+        warnings.filterwarnings(
+            "ignore", "(Possibly )?[Cc]orrupt EXIF", UserWarning
+        )  # such pictures are shown as they lie
         size = config.size() if config.image_size else None
         plan = plan_for(source, size, None if config.colour == "auto" else config.colour)
         others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.passed_over)

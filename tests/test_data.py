@@ -228,7 +228,7 @@ def test_arrays_are_checked_and_cut() -> None:
     assert from_array(array, np.array([0, 2, 1, 0]), (), DataConfig(labels=False)).labels is None
     with pytest.raises(DataError, match=r"uint8.*float64"):
         from_array(array / 255, None, (), DataConfig())
-    with pytest.raises(DataError, match="4 images but labels of shape \(3,\)"):
+    with pytest.raises(DataError, match=r"4 images but labels of shape \(3,\)"):
         from_array(array, np.array([0, 1, 2]), (), DataConfig())
 
 
