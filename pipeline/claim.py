@@ -72,7 +72,7 @@ class Claim:
             self._compare(_read(path))
         else:
             write_json(path, asdict(self._request))
-        remove_partial(self._folder)
+        remove_partial(self._folder, self._request.format)
 
     def _compare(self, begun: Request) -> None:
         asked, there = asdict(self._request), asdict(begun)

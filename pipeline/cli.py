@@ -57,7 +57,8 @@ class _Group(click.Group):
                 raise
             if context.params["debug"]:
                 traceback.print_exc()
-            click.echo(f"gen: error: out of memory; {_SMALLER} ({str(error).splitlines()[0]})", err=True)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            click.echo(f"gen: error: out of memory; {_SMALLER} ({reason})", err=True)
             sys.exit(6)
         except KeyboardInterrupt:  # where nothing is to be saved: a training ends by itself, with InterruptedRunError
             click.echo("gen: stopped", err=True)

@@ -66,7 +66,8 @@ def complete(
     right of a drawn code stands, but had no say in it. With several `candidates` it has: of so many draws one is
     chosen, each as probable as it makes the codes kept after it (sampling importance resampling, Rubin 1987), which
     nears p(rest | kept) as they grow in number, at temperature 1. Without `label` the class is drawn by how probable
-    it makes the kept codes, where the others are those of the image grown over. Of several levels the coarsest is drawn
+    it makes the kept codes, where the others are those of the image grown over (a tenth of several candidates that are
+    drawn before kept codes is of any class). Of several levels the coarsest is drawn
     whole before the next: kept codes of a fine level have a say in a coarse one by `candidates` alone, and are decoded
     together with it. Images are decoded from codes, kept pixels too.
 
@@ -170,7 +171,8 @@ def _draw(drawer: CodeDrawer, part: Part, n: int, candidates: int) -> tuple[Code
     """Candidates, as many at a time as memory allows, and ln of their weights: how probable what is kept is, less what
     the choice of their class has taken into account."""
     indices = np.arange(n * candidates)
-    proposal = _proposal(drawer, _kept_nats(drawer.priors, part), candidates) if _draws_classes(drawer) else None
+    mixed = candidates > 1 and looks_ahead(part.known)
+    proposal = _proposal(drawer, _kept_nats(drawer.priors, part), mixed) if _draws_classes(drawer) else None
     levels, weights = [], []
     for mine in np.array_split(indices, -(-len(indices) // drawer.batch_size(len(indices)))):
         labels, counted = labels_of(mine, drawer.label, drawer.seed, drawer.priors[0].config), torch.zeros(len(mine))
@@ -212,16 +214,21 @@ class Proposal(NamedTuple):
     counted: Float[Tensor, "classes"]
 
 
-def _proposal(drawer: CodeDrawer, nats: Float[Tensor, "classes"], candidates: int) -> Proposal:
-    """p(class) p(kept codes | class). Where that is a guess, as codes are drawn before some that are kept, and several
-    candidates can mend it, a tenth of them are of any class."""
+def looks_ahead(known: Codes) -> bool:
+    """Whether some code is drawn before one that is kept."""
+    kept = torch.cat([level.flatten() for level in known]) >= 0
+    return bool((kept[1:] & ~kept[:-1]).any())
+
+
+def _proposal(drawer: CodeDrawer, nats: Float[Tensor, "classes"], mixed: bool) -> Proposal:
+    """p(class) p(kept codes | class), or nine tenths of it: where it is a guess, some candidates are of any class."""
     weights = torch.tensor(drawer.priors[0].config.class_weights, dtype=torch.float64)
     usual = (weights / weights.sum()).log()  # -inf for a class that no training image has
     informed = (usual - nats).log_softmax(0)
-    if candidates == 1:
-        return Proposal(informed.numpy(), informed - usual)
-    mixed = torch.logaddexp(informed + log(1 - _OF_ANY_CLASS), usual + log(_OF_ANY_CLASS))
-    return Proposal(mixed.numpy(), mixed - usual)
+    if mixed:
+        chances = torch.logaddexp(informed + log(1 - _OF_ANY_CLASS), usual + log(_OF_ANY_CLASS))
+        return Proposal(chances.numpy(), chances - usual)
+    return Proposal(informed.numpy(), informed - usual)
 
 
 def _classes(proposal: Proposal, seed: int, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

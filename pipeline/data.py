@@ -48,7 +48,9 @@ class DataConfig:
     flip: bool = Field(default=False, description="Mirror images at random while training.")
     labels: bool = Field(default=True, description="Learn the folders' names as classes.")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="Fraction of the images kept for evaluation.")
-    on_bad_image: Literal["error", "skip"] = Field(default="error", description="What to do with an unreadable file.")
+    on_bad_image: Literal["error", "skip"] = Field(
+        default="error", description="What to do with a file that cannot be read, or is unlike the others."
+    )
     memory_gib: float = Field(
         default=2.0,
         ge=0,
@@ -158,10 +160,11 @@ def from_array(
 def _check_labels(labels: np.ndarray, n: int) -> None:
     if labels.shape != (n,):
         raise DataError(f"{n} images but labels of shape {labels.shape}; give one number an image")
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"labels must be whole numbers from 0 on; got {labels.dtype}, such as {labels[0]!r}")
+    if labels.min() < 0:
         raise DataError(
-            f"labels must be whole numbers from 0 on; got {labels.dtype} from {labels.min()} to {labels.max()} (all "
-            "images have a class, or none has)"
+            f"labels must be whole numbers from 0 on; got {labels.min()} (all images have a class, or none has)"
         )
 
 

@@ -14,7 +14,7 @@ from pipeline import processes
 from pipeline.budget import steps_within
 from pipeline.card import write_card
 from pipeline.checkpoint import IN_PROGRESS, publish
-from pipeline.continuing import BOTH_LENGTHS, check_free, checkpoint_to_resume
+from pipeline.continuing import BOTH_LENGTHS, checkpoint_to_resume
 from pipeline.errors import UsageError
 from pipeline.memory import expected_memory
 from pipeline.options import flatten, read_config_file
@@ -104,7 +104,6 @@ def carry_out(
 
     `facts` are shown at the start; `published` are files in the stage's folder that belong to its model.
     """
-    check_free(trainer.folder, launch.resume)
     checkpoint = checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter)
     if checkpoint is None:
         trainer.start()

@@ -81,6 +81,12 @@ def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
         raise failure or UsageError("the main process could not go on; its message says why")
 
 
+def all_agree(accelerator: Accelerator, wish: bool) -> bool:
+    """Whether every process wishes something: the same answer on all of them."""
+    wishes = torch.tensor(int(wish), device=accelerator.device)
+    return int(accelerator.reduce(wishes, "sum")) == accelerator.num_processes
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """`auto` as what this device does fast; the answer is saved, so that a resumed run computes alike."""
     if precision != "auto":

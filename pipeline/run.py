@@ -1,5 +1,6 @@
 """A run folder: where each thing lies in it, what its configs hold, and how its models are loaded."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -9,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from pipeline.checkpoint import CONFIG, FORMAT_VERSION, WEIGHTS, is_finished
+from pipeline.checkpoint import CONFIG, FORMAT_VERSION, IN_PROGRESS, WEIGHTS, is_finished
 from pipeline.codes import AugmentConfig
 from pipeline.data import DataConfig
 from pipeline.errors import CheckpointError, UsageError, describe
@@ -113,14 +114,18 @@ def codes_in_words(config: VQVAEConfig) -> str:
     return f"{grids}, each one of {config.num_codes} ({config.bottleneck})"
 
 
-def resuming(stage: Path) -> str:
-    """The command that goes on with the training in a stage's folder, RUN/vqvae or RUN/prior/LEVEL."""
-    prior = stage.parent.name == "prior"
-    return (
-        f"gen train-prior {stage.parents[1]} --resume auto"
-        if prior
-        else f"gen train-vqvae --out {stage.parent} --resume auto"
-    )
+def resuming(stage: Path, *, alone: bool = False) -> str:
+    """The command that goes on with the training in a stage's folder, RUN/vqvae or RUN/prior/LEVEL.
+
+    Of several levels it goes on with those that have been begun together, or with this one `alone`.
+    """
+    if not stage.name.isdigit():
+        return f"gen train-vqvae --out {shlex.quote(str(stage.parent))} --resume auto"
+    run = RunFolder(stage.parents[1])
+    levels = read_config(run.vqvae, VQVAERun).model.levels
+    together = all((run.prior(level) / IN_PROGRESS).exists() for level in range(levels))
+    level = "" if levels == 1 or (together and not alone) else f" --level {stage.name}"
+    return f"gen train-prior {shlex.quote(str(run.path))} --resume auto{level}"
 
 
 class LoadedVQVAE(NamedTuple):

@@ -137,8 +137,6 @@ _WRITERS: dict[Format, Callable[[Path, range, Samples], None]] = {
 
 def written_parts(folder: Path, file_format: Format) -> list[range]:
     """The indices of the images of each finished part, in order."""
-    names = (re.fullmatch(r"(\d{6,})-(\d{6,})\.safetensors", path.name) for path in (folder / CODES).glob("*"))
-    parts = [range(int(name[1]), int(name[2]) + 1) for name in names if name]
     there = {path.name for path in folder.glob("*")}
 
     def is_whole(part: range) -> bool:
@@ -146,13 +144,23 @@ def written_parts(folder: Path, file_format: Format) -> list[range]:
             return all(picture_name(index) in there for index in part)
         return _images_file(folder, part, file_format).name in there
 
-    return sorted(filter(is_whole, parts), key=lambda part: part.start)
+    return sorted(filter(is_whole, _coded_parts(folder)), key=lambda part: part.start)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a command that was killed left behind: files half written, and images whose codes are missing."""
+def _coded_parts(folder: Path) -> list[range]:
+    names = (re.fullmatch(r"(\d{6,})-(\d{6,})\.safetensors", path.name) for path in (folder / CODES).glob("*"))
+    return [range(int(name[1]), int(name[2]) + 1) for name in names if name]
+
+
+def remove_partial(folder: Path, file_format: Format) -> None:
+    """Remove what a command that was killed left behind: files half written, and images whose codes are missing; and
+    codes whose images a person has deleted, so that these are drawn again."""
     for path in folder.rglob(f".*{UNFINISHED}"):
         path.unlink()
+    whole = written_parts(folder, file_format)
+    for part in _coded_parts(folder):
+        if part not in whole:
+            _codes_file(folder, part).unlink()
     for path in folder.glob("images-*"):
         if not (folder / CODES / f"{path.stem.removeprefix('images-')}.safetensors").is_file():
             path.unlink()

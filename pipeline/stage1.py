@@ -12,7 +12,7 @@ from pipeline import previews, processes
 from pipeline.batches import ImageBatches
 from pipeline.checkpoint import IN_PROGRESS, is_finished
 from pipeline.claim import alone_in
-from pipeline.continuing import check_alone, folder_of_checkpoint, saved_run
+from pipeline.continuing import check_alone, check_free, folder_of_checkpoint, saved_run
 from pipeline.data import (
     ARRAY,
     EMBEDDED,
@@ -37,7 +37,7 @@ from pipeline.launch import (
 )
 from pipeline.options import build, flatten
 from pipeline.reporting import Reporter, Silent
-from pipeline.run import RUNS, SPLIT, RunFolder, VQVAERun, codes_in_words
+from pipeline.run import RUNS, SPLIT, PriorRun, RunFolder, VQVAERun, codes_in_words, read_config
 from pipeline.settings import TrainingConfig
 from pipeline.storage import save_tensors
 from pipeline.training import Trainer
@@ -91,9 +91,14 @@ def train_vqvae(
     return _train(launch, run, settings, image_set)
 
 
+def _is_begun(prior: Path) -> bool:
+    begun = read_config(prior, PriorRun, IN_PROGRESS) if (prior / IN_PROGRESS).exists() else None
+    return is_finished(prior) or (begun is not None and begun.training.steps is not None)
+
+
 def _check_no_prior(run: RunFolder) -> None:
     """Further training would change the codes that a finished prior was trained on."""
-    if any(is_finished(prior) or (prior / IN_PROGRESS).exists() for prior in run.priors.glob("*")):
+    if any(map(_is_begun, run.priors.glob("*"))):
         raise UsageError(
             f"the prior in {run.priors} belongs to these weights; copy {run.vqvae} into a new run folder to go on there"
         )
@@ -110,10 +115,6 @@ class Options(NamedTuple):
 def new_options(given: dict[str, Any], preset: str | None, config: str | Path | None) -> Options:
     """Options of a new run: given, from a config.json, from the preset. Raises UsageError for all that is wrong."""
     default = "digits" if given.get("data", EMBEDDED) == EMBEDDED else "base"
-    if given.get("data") in (EMBEDDED, *NAMED) and Path(given["data"]).exists():
-        raise UsageError(
-            f"--data {given['data']} is the name of a data set, and of a folder here; write ./{given['data']}"
-        )
     merged = merge("vqvae", given, preset or default, config, CONFIGS)
     # Any image will do to check the options: this one is divisible by every stride allowed.
     options = Options(*build(CONFIGS, merged, {"channels": 1, "height": 2**15, "width": 2**15}))
@@ -167,6 +168,7 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
         preview=preview,
     )
     with alone_in(run.vqvae, launch.accelerator):
+        check_free(run.vqvae, launch.resume)
         if launch.accelerator.is_main_process:
             save_tensors(run.vqvae / SPLIT, {name: torch.from_numpy(part) for name, part in parts._asdict().items()})
         return carry_out(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
@@ -201,10 +203,12 @@ def load(
             raise DataError("this run was trained on an array: pass it again, as images=... and targets=...")
         return from_array(images, targets, (), config)
     launch.reporter.say(f"reading {config.data}")
+    if config.data in (EMBEDDED, *NAMED) and Path(config.data).is_dir():
+        launch.reporter.say(f"that is the data set of this name, not the folder here, which is ./{config.data}")
     with launch.accelerator.local_main_process_first():
         image_set = load_images(config, shared=launch.accelerator.num_processes > 1)
     if image_set.skipped:
-        launch.reporter.say(f"skipped {len(image_set.skipped)} unreadable images, such as {image_set.skipped[0]}")
+        launch.reporter.say(f"skipped {len(image_set.skipped)} images, such as {image_set.skipped[0]}")
     if image_set.passed_over:
         launch.reporter.say(f"passed over, as no images that are read: {image_set.passed_over}")
     if config.labels and image_set.names and not image_set.class_names:

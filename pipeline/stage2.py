@@ -12,16 +12,26 @@ from torch import Tensor, nn
 
 from pipeline import previews, processes
 from pipeline.batches import CodeBatches
-from pipeline.checkpoint import CONFIG, EVALUATION, WEIGHTS, is_finished
+from pipeline.checkpoint import CONFIG, EVALUATION, IN_PROGRESS, WEIGHTS, is_finished
 from pipeline.claim import alone_in
 from pipeline.codes import AugmentConfig, CodeMaps, Encoder, extract, read_current, unigram_entropy, views_of
-from pipeline.continuing import check_alone, folder_of_checkpoint
+from pipeline.continuing import check_alone, check_free, folder_of_checkpoint
 from pipeline.data import ARRAY, Split
 from pipeline.errors import UsageError
 from pipeline.launch import Launch, Trained, carry_out, seeded_weights
 from pipeline.plan import level_of, make_plan, promise
 from pipeline.reporting import Reporter, Silent
-from pipeline.run import SPLIT, LoadedVQVAE, PriorRun, RunFolder, find_run, load_vqvae
+from pipeline.run import (
+    SPLIT,
+    LoadedVQVAE,
+    PriorRun,
+    RunFolder,
+    VQVAERun,
+    find_run,
+    load_vqvae,
+    read_config,
+    resuming,
+)
 from pipeline.stage1 import check_unchanged, load
 from pipeline.storage import atomic_folder, load_tensors, sha256, verify
 from pipeline.training import Trainer
@@ -62,6 +72,7 @@ def train_prior(
     launch = Launch(given, processes.start(log, folder.priors), reporter or Silent(), resume)
     plan = make_plan(source, folder, level_of(stage) if stage else level, launch, preset, config)
     _copy_stage1(source, folder, launch)
+    _check_settled(folder)
     vqvae = load_vqvae(folder, launch.accelerator.device)
     plan.check(folder, vqvae, launch, force)
     maps = _code_maps(folder, vqvae, plan.augmentation(), data, images, targets, launch)
@@ -81,6 +92,17 @@ def _together(done: dict[int, Trained]) -> Trained:
         return first
     held_out = {f"{name}_{level}": value for level, one in done.items() for name, value in one.held_out.items()}
     return Trained(first.run, sum(one.steps for one in done.values()), held_out)
+
+
+def _check_settled(folder: RunFolder) -> None:
+    """Raise UsageError when stage 1 is being trained further: its codes would not be those that are learned."""
+    if (folder.vqvae / IN_PROGRESS).exists() and is_finished(folder.vqvae):
+        done, wanted = (read_config(folder.vqvae, VQVAERun, name).training.steps or 0 for name in (CONFIG, IN_PROGRESS))
+        if wanted > done:
+            raise UsageError(
+                f"{folder.vqvae} has done {done} steps and is to do {wanted}: finish it with "
+                f"`{resuming(folder.vqvae)}`, or learn the codes that it makes now with --out"
+            )
 
 
 def _copy_stage1(source: RunFolder, folder: RunFolder, launch: Launch) -> None:
@@ -106,22 +128,37 @@ def _code_maps(
     launch: Launch,
 ) -> dict[str, CodeMaps]:
     """The codes of both parts of stage 1's split: those on disk if they are still right, else extracted now."""
-    config = vqvae.config.data
     identity = codes_identity(vqvae, augment)
     current = read_current(folder.codes, identity)
-    if current is not None:
-        launch.reporter.say(f"using the codes in {folder.codes}")
-        return current
-    with alone_in(folder.path, launch.accelerator):
-        where = ARRAY if images is not None else data
-        image_set = load(replace(config, data=where or config.data), images, targets, launch)
-        check_unchanged(folder, vqvae.config, image_set)
-        parts = {name: tensor.numpy() for name, tensor in load_tensors(folder.vqvae / SPLIT).items()}
-        views = views_of(augment, config.flip)
-        times = f", each {len(views)} times" if len(views) > 1 else ""
-        launch.reporter.say(f"encoding {len(image_set.images):,} images{times} into {folder.codes}")
-        encoder = Encoder(vqvae.model, image_set, launch.accelerator, launch.reporter)
-        return extract(folder.codes, encoder, identity, Split(**parts), views)
+    if not processes.all_agree(launch.accelerator, current is not None):
+        with alone_in(folder.path, launch.accelerator):
+            current = read_current(folder.codes, identity)  # another command may have written them meanwhile
+            if current is None:
+                return _extracted(folder, vqvae, augment, data, images, targets, launch)
+    assert current is not None
+    launch.reporter.say(f"using the codes in {folder.codes}")
+    return current
+
+
+def _extracted(
+    folder: RunFolder,
+    vqvae: LoadedVQVAE,
+    augment: AugmentConfig,
+    data: str | None,
+    images: np.ndarray | Tensor | None,
+    targets: np.ndarray | Tensor | None,
+    launch: Launch,
+) -> dict[str, CodeMaps]:
+    config, identity = vqvae.config.data, codes_identity(vqvae, augment)
+    where = ARRAY if images is not None else data
+    image_set = load(replace(config, data=where or config.data), images, targets, launch)
+    check_unchanged(folder, vqvae.config, image_set)
+    parts = {name: tensor.numpy() for name, tensor in load_tensors(folder.vqvae / SPLIT).items()}
+    views = views_of(augment, config.flip)
+    times = f", each {len(views)} times" if len(views) > 1 else ""
+    launch.reporter.say(f"encoding {len(image_set.images):,} images{times} into {folder.codes}")
+    encoder = Encoder(vqvae.model, image_set, launch.accelerator, launch.reporter)
+    return extract(folder.codes, encoder, identity, Split(**parts), views)
 
 
 def codes_identity(vqvae: LoadedVQVAE, augment: AugmentConfig) -> dict[str, str]:
@@ -162,6 +199,7 @@ def _train(
         preview=preview,
     )
     with alone_in(place, launch.accelerator):
+        check_free(place, launch.resume)
         return carry_out(launch, trainer, folder, settings, _facts(folder, settings, maps), [])
 
 

@@ -274,7 +274,8 @@ def _stopped(progress: Progress, folder: Path) -> str:
 def _ended_early(progress: Progress, patience: int, folder: Path) -> str:
     return (
         f"stopped early after step {progress.step:,} of {progress.total_steps:,}: nothing was better than step "
-        f"{progress.best_step:,} for {patience} evaluations; it goes on with `{resuming(folder)} --patience 0`"
+        f"{progress.best_step:,} for {patience} evaluations; "
+        f"it goes on with `{resuming(folder, alone=True)} --patience 0`"
     )
 
 

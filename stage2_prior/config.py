@@ -45,7 +45,11 @@ class PriorConfig:
     attention_every: int = Field(
         default=4, ge=1, description="Layers between attentions; one follows the last layer too."
     )
-    attention_heads: int = Field(default=8, ge=1, description="Heads, all of which ask the same keys and values.")
+    attention_heads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Heads, all of which ask the same keys and values [default: one for every 16 channels].",
+    )
     condition_blocks: int = Field(
         default=2, ge=0, description="Residual blocks of the network that reads the coarser levels."
     )
@@ -63,7 +67,7 @@ class PriorConfig:
     def _fits_together(self) -> "PriorConfig":
         even = [f"{name} = {size}" for name, size in self._kernels().items() if size % 2 == 0]
         problems = [f"a causal window has a centre, so its side is odd; got {', '.join(even)}"] if even else []
-        if self.prior == "pixelsnail" and self.hidden % self.attention_heads:
+        if self.prior == "pixelsnail" and self.hidden % self.heads:
             problems.append(f"--hidden {self.hidden} is not divisible by --attention-heads {self.attention_heads}")
         if problems:
             raise ValueError("\n".join(problems))
@@ -78,6 +82,12 @@ class PriorConfig:
         if not self.num_classes and "label_dropout" in named:
             idle["label_dropout"] = "data with classes"
         return [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
+
+    @property
+    def heads(self) -> int:
+        """Heads of attention: as asked for, or as many of 16 channels or a little more as divide all channels."""
+        divisors = [count for count in range(1, max(1, self.hidden // 16) + 1) if self.hidden % count == 0]
+        return self.attention_heads or divisors[-1]
 
     @property
     def positions(self) -> int:

@@ -73,7 +73,7 @@ class CausalAttention(nn.Module):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
-        hidden, self.heads = config.hidden, config.attention_heads
+        hidden, self.heads = config.hidden, config.heads
         self.place = nn.Conv2d(2, hidden, 1, bias=False)
         self.ask = nn.Conv2d(hidden, hidden, 1)
         self.tell = nn.Conv2d(2 * hidden, 2 * (hidden // self.heads), 1)

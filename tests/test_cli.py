@@ -257,7 +257,7 @@ def test_a_second_interruption_or_an_early_one_ends_without_a_traceback(monkeypa
 @pytest.mark.parametrize(
     "fault",
     [
-        MemoryError("no more"),
+        MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     ],

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from pipeline import UsageError, complete, load, train_prior, train_vqvae
-from pipeline.completion import Part, _classes, _draw, _kept_nats, _proposal, chosen, filled, kept_codes, kept_side
+from pipeline.completion import (
+    Part,
+    _classes,
+    _draw,
+    _kept_nats,
+    _proposal,
+    chosen,
+    filled,
+    kept_codes,
+    kept_side,
+    looks_ahead,
+)
 from pipeline.drawers import CodeDrawer
 from pipeline.model import Model
 from stage2_prior import Noise, Warp, code_nats, draw
@@ -169,11 +180,25 @@ def test_without_a_class_it_follows_from_what_is_kept(learned: Model) -> None:
     assert nats.tolist() == pytest.approx(expected, rel=1e-5)
     weights = np.array(learned.priors[0].config.class_weights)
     informed = weights * np.exp(-nats.numpy()) / (weights * np.exp(-nats.numpy())).sum()
-    for candidates, law in ((1, informed), (2, 0.9 * informed + 0.1 * weights / weights.sum())):
-        proposal = _proposal(drawer, nats, candidates)
+    for mixed, law in ((False, informed), (True, 0.9 * informed + 0.1 * weights / weights.sum())):
+        proposal = _proposal(drawer, nats, mixed)
         np.testing.assert_allclose(np.exp(proposal.logits), law, rtol=1e-9)
         np.testing.assert_allclose(proposal.counted.exp(), law / (weights / weights.sum()), rtol=1e-9)
         assert abs(_classes(proposal, 0, np.arange(3000)).mean() - law[1]) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (([[[0, 0], [-1, -1]]],), False),
+        (([[[0, -1], [0, -1]]],), True),
+        (([[[-1, -1], [0, 0]]],), True),
+        (([[[0]]], [[[0, -1]]]), False),
+        (([[[-1]]], [[[0, -1]]]), True),
+    ],
+)
+def test_whether_something_is_drawn_before_what_is_kept(known: tuple[list[int], ...], expected: bool) -> None:
+    assert looks_ahead(tuple(torch.tensor(level) for level in known)) is expected
 
 
 @pytest.mark.parametrize("kept", [0, 1])

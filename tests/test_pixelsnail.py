@@ -72,3 +72,9 @@ def test_a_corner_sees_the_position_itself_and_what_lies_above_and_left() -> Non
     features[0, 0, 2, 3] = 1
     changed = ((conv(features) - before)[0, 0].detach() != 0).nonzero().tolist()
     assert changed == [[row, column] for row in (2, 3, 4) for column in (3, 4, 5)]
+
+
+def test_heads_have_sixteen_channels_or_a_little_more() -> None:
+    counts = {hidden: PriorConfig(hidden=hidden).heads for hidden in (8, 16, 48, 50, 96, 128)}
+    assert counts == {8: 1, 16: 1, 48: 3, 50: 2, 96: 6, 128: 8}
+    assert PriorConfig(hidden=48, attention_heads=4).heads == 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline import CheckpointError, UsageError, generate, load, train_prior, train_vqvae
-from pipeline.run import PriorRun, read_config
+from pipeline.run import PriorRun, read_config, resuming
 from pipeline.training import Trainer
 from stage2_prior import Noise, PrefixStepper, Prior, PriorConfig, PriorError, Warp, code_nats, draw
 from tests.conftest import TINY_PRIOR, TINY_VQVAE, shapes
@@ -209,6 +209,21 @@ def test_finished_levels_are_extended_where_there_is_something_left(tmp_path: Pa
     with pytest.raises(UsageError, match=r"--steps 6 is less than the 9 steps that .*prior/0"):
         train_prior(run, steps=6, **given)
     assert train_prior(run, steps=11, **given).steps == 22
+
+
+def test_the_command_that_goes_on_names_the_level_where_others_were_not_begun(tmp_path: Path) -> None:
+    stage1 = {**TINY_VQVAE, "levels": 2, "level_kind": "residual"}
+    for name in ("my run", "one"):
+        train_vqvae(out=tmp_path / name, images=IMAGES, targets=TARGETS, **stage1)
+    given: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "force": True, **TINY_PRIOR}
+    for name, level in (("my run", None), ("one", 1)):
+        with pytest.raises(PowerCutError):
+            train_prior(tmp_path / name, level=level, reporter=interrupting(7), **given)
+    both, one = tmp_path / "my run", tmp_path / "one"
+    assert resuming(both / "prior" / "1") == f"gen train-prior '{both}' --resume auto"
+    assert resuming(both / "prior" / "1", alone=True) == f"gen train-prior '{both}' --resume auto --level 1"
+    assert resuming(one / "prior" / "1") == f"gen train-prior {one} --resume auto --level 1"
+    assert resuming(one / "vqvae") == f"gen train-vqvae --out {one} --resume auto"
 
 
 def test_an_interrupted_extension_of_all_levels_goes_on_with_all(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_batch_takes_each_map_from_one_encoding_on_all_levels() -> None:
 def test_options_of_the_other_prior_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--attention-heads belongs to --prior pixelsnail; leave it out"):
         prior(trained, out=tmp_path / "run", attention_heads=2)
-    with pytest.raises(UsageError, match="--hidden 9 is not divisible by --attention-heads 8"):
-        prior(trained, out=tmp_path / "run", prior="pixelsnail", hidden=9)
+    with pytest.raises(UsageError, match="--hidden 9 is not divisible by --attention-heads 4"):
+        prior(trained, out=tmp_path / "run", prior="pixelsnail", hidden=9, attention_heads=4)
     with pytest.raises(UsageError, match="--condition-blocks belongs to levels that have a coarser one"):
         prior(trained, out=tmp_path / "run", condition_blocks=1)

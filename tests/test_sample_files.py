@@ -171,6 +171,17 @@ def test_a_picture_that_was_deleted_is_drawn_again(trained: Path) -> None:
     assert (there.folder / "000002.png").read_bytes() == before
 
 
+def test_more_are_drawn_where_one_was_deleted_and_none_twice(trained: Path) -> None:
+    there = generate_files(trained, n=5, **OPTIONS)
+    (there.folder / "000002.png").unlink()
+    assert generate_files(trained, n=8, **OPTIONS).new == 8
+    assert generate_files(trained, n=8, **OPTIONS).new == 0
+    assert torch.equal(
+        pixels_of(there.folder, 8, "png"), generate(trained, 8, seed=2, precision="float64").images[:, 0]
+    )
+    assert [path.name for path in there.folder.glob("codes/*")] == ["000000-000007.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("other", "difference"),
     [

@@ -179,14 +179,6 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     assert not (tmp_path / "mistyped").exists()
 
 
-def test_a_folder_with_the_name_of_a_data_set_is_not_passed_by(tmp_path: Path) -> None:
-    Path("mnist").mkdir()
-    with pytest.raises(
-        UsageError, match=r"--data mnist is the name of a data set, and of a folder here; write \./mnist"
-    ):
-        train_vqvae(out=tmp_path / "run", data="mnist")
-
-
 def test_patience_is_refused_where_the_latest_weights_are_kept(tmp_path: Path) -> None:
     latest = tiny_vqvae("gaussian")
     with pytest.raises(UsageError, match="--patience 2 belongs to"):
@@ -197,15 +189,27 @@ def test_patience_is_refused_where_the_latest_weights_are_kept(tmp_path: Path) -
 
 
 def test_what_was_trained_meanwhile_is_not_trained_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_given = pipeline.stage1.load
+
     def slowly(*arguments: Any) -> Any:
-        monkeypatch.undo()
-        stage1(tmp_path / "run")  # another command, that was faster
+        monkeypatch.setattr("pipeline.stage1.load", load_given)
+        stage1(tmp_path / "run", seed=5)  # another command, that was faster
         return load_given(*arguments)
 
-    load_given = pipeline.stage1.load
     monkeypatch.setattr("pipeline.stage1.load", slowly)
     with pytest.raises(UsageError, match=r"another command has trained into .*run/vqvae meanwhile"):
         stage1(tmp_path / "run")
+    assert load(tmp_path / "run").vqvae.config.training.seed == 5, "undamaged"
+
+
+def test_codes_are_not_learned_while_stage_one_is_trained_further(tmp_path: Path) -> None:
+    stage1(tmp_path / "run", steps=6)
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "run", steps=12, resume="auto", reporter=interrupting(9))
+    with pytest.raises(UsageError, match=r"has done 6 steps and is to do 12: finish it with `gen train-vqvae --out"):
+        stage2(tmp_path / "run")
+    stage2(tmp_path / "run", out=tmp_path / "other")
+    assert load(tmp_path / "other").prior is not None
 
 
 def test_a_folder_is_written_to_by_one_command(tmp_path: Path, trained: Path) -> None:
