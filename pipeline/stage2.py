@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.checkpoint import CONFIG, EVALUATION, IN_PROGRESS, WEIGHTS, is_fin
 from pipeline.claim import alone_in
 from pipeline.codes import AugmentConfig, CodeMaps, Encoder, extract, read_current, unigram_entropy, views_of
 from pipeline.continuing import check_alone, check_free, folder_of_checkpoint
-from pipeline.data import ARRAY, Split
+from pipeline.data import ARRAY, ImageSet, Split
 from pipeline.errors import UsageError
 from pipeline.launch import Launch, Trained, carry_out, seeded_weights
 from pipeline.plan import level_of, make_plan, promise
@@ -75,7 +76,12 @@ def train_prior(
     _check_settled(folder)
     vqvae = load_vqvae(folder, launch.accelerator.device)
     plan.check(folder, vqvae, launch, force)
-    maps = _code_maps(folder, vqvae, plan.augmentation(), data, images, targets, launch)
+
+    def read() -> ImageSet:
+        where = ARRAY if images is not None else data or vqvae.config.data.data
+        return load(replace(vqvae.config.data, data=where), images, targets, launch)
+
+    maps = _code_maps(folder, vqvae, plan.augmentation(), read, launch)
     runs = plan.runs(vqvae, maps["train"], launch)
     promise(folder, runs, launch)
     done: dict[int, Trained] = {}
@@ -122,19 +128,17 @@ def _code_maps(
     folder: RunFolder,
     vqvae: LoadedVQVAE,
     augment: AugmentConfig,
-    data: str | None,
-    images: np.ndarray | Tensor | None,
-    targets: np.ndarray | Tensor | None,
+    read: Callable[[], ImageSet],
     launch: Launch,
 ) -> dict[str, CodeMaps]:
-    """The codes of both parts of stage 1's split: those on disk if they are still right, else extracted now."""
+    """The codes of both parts of stage 1's split: those on disk if still right, else of the images read now."""
     identity = codes_identity(vqvae, augment)
     current = read_current(folder.codes, identity)
     if not processes.all_agree(launch.accelerator, current is not None):
         with alone_in(folder.path, launch.accelerator):
             current = read_current(folder.codes, identity)  # another command may have written them meanwhile
             if current is None:
-                return _extracted(folder, vqvae, augment, data, images, targets, launch)
+                return _extracted(folder, vqvae, augment, read(), launch)
     assert current is not None
     launch.reporter.say(f"using the codes in {folder.codes}")
     return current
@@ -144,21 +148,16 @@ def _extracted(
     folder: RunFolder,
     vqvae: LoadedVQVAE,
     augment: AugmentConfig,
-    data: str | None,
-    images: np.ndarray | Tensor | None,
-    targets: np.ndarray | Tensor | None,
+    image_set: ImageSet,
     launch: Launch,
 ) -> dict[str, CodeMaps]:
-    config, identity = vqvae.config.data, codes_identity(vqvae, augment)
-    where = ARRAY if images is not None else data
-    image_set = load(replace(config, data=where or config.data), images, targets, launch)
     check_unchanged(folder, vqvae.config, image_set)
     parts = {name: tensor.numpy() for name, tensor in load_tensors(folder.vqvae / SPLIT).items()}
-    views = views_of(augment, config.flip)
+    views = views_of(augment, vqvae.config.data.flip)
     times = f", each {len(views)} times" if len(views) > 1 else ""
     launch.reporter.say(f"encoding {len(image_set.images):,} images{times} into {folder.codes}")
     encoder = Encoder(vqvae.model, image_set, launch.accelerator, launch.reporter)
-    return extract(folder.codes, encoder, identity, Split(**parts), views)
+    return extract(folder.codes, encoder, codes_identity(vqvae, augment), Split(**parts), views)
 
 
 def codes_identity(vqvae: LoadedVQVAE, augment: AugmentConfig) -> dict[str, str]:
