@@ -1,1 +1,1 @@
-"""One script a claim; each prints one JSON object a line."""
+"""One script for each measured result in the documentation; most of them print one JSON object per line."""

@@ -1,10 +1,10 @@
-"""Do samples show the class that was asked for? A classifier trained on the real images answers.
+"""Do samples show the class that was asked for? A classifier trained on the real images judges.
 
     python -m benchmarks.asked_class RUN... DATA [--n 1000] [--guidance 1,2] [--temperature 1]
 
-Prints one JSON line a run and guidance: the classifier's accuracy on real images held out from it, the fraction of n
-samples, equally many a class, in which it sees the class that was asked for, and how varied they are: the mean variance
-of their pixels within a class, over that of real images.
+Prints one JSON line per run and guidance: the classifier's accuracy on real images that it was not trained on, the
+fraction of n samples, equally many per class, in which it sees the class that was asked for, and how varied they are:
+the mean variance of their pixels within a class, over that of real images.
 """
 
 import json
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import Model, load
-from pipeline import images as pictures
-from pipeline.data import DataConfig, load_images, split
-from stage2_prior import Warp
+from pipeline import Model, SamplingOptions, load
+from pipeline.config.data import DataConfig
+from pipeline.data import pixels
+from pipeline.data.image_set import load_images
+from pipeline.data.splits import split
 
 
 def classifier(channels: int, num_classes: int) -> nn.Sequential:
@@ -70,7 +71,7 @@ def variety(images: Tensor) -> float:
 
 
 class Measured(NamedTuple):
-    """The share of samples that show the class asked for, of all and of each; their variety; and ten of each class."""
+    """The fraction of samples that show the class asked for, of all and of each class; their variety; ten per class."""
 
     asked_class: float
     per_class: dict[str, float]
@@ -78,12 +79,13 @@ class Measured(NamedTuple):
     shown: Tensor
 
 
-def measure(model: Model, network: nn.Sequential, n: int, seed: int, warp: Warp) -> Measured:
-    """Draw n samples and look at them."""
+def measure(model: Model, network: nn.Sequential, n: int, seed: int, options: SamplingOptions) -> Measured:
+    """Draw n samples and classify them."""
     names = model.priors[0].config.class_names
-    # A seed a class: image i of a seed uses the same noise whatever its class.
+    # A seed per class: image i of a seed uses the same noise whatever its class.
     drawn = [
-        model.sample(n // len(names), seed=seed + label, label=label, warp=warp).images for label in range(len(names))
+        model.sample(n // len(names), seed=seed + label, label=label, options=options).images
+        for label in range(len(names))
     ]
     hits = [predictions(network, images) == label for label, images in enumerate(drawn)]
     per_class = {name: round(float(h.double().mean()), 4) for name, h in zip(names, hits, strict=True)}
@@ -97,9 +99,9 @@ def measure(model: Model, network: nn.Sequential, n: int, seed: int, warp: Warp)
 @click.option("--n", default=1000, show_default=True)
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--guidance", default="1", show_default=True, help="Guidances, between commas.")
+@click.option("--guidance", default="1", show_default=True, help="Guidance scales, separated by commas.")
 @click.option("--temperature", default=1.0, show_default=True)
-@click.option("--show", type=click.Path(path_type=Path), help="Write a grid of 10 samples a class here.")
+@click.option("--show", type=click.Path(path_type=Path), help="Write a grid of 10 samples per class here.")
 def main(
     runs: tuple[Path, ...],
     data: str,
@@ -112,27 +114,29 @@ def main(
 ) -> None:
     """Measure and print."""
     torch.manual_seed(seed)
-    images = load_images(DataConfig(data=data))
-    assert images.labels is not None
-    parts = split(len(images.images), 0.1, seed=12345)
-    pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
-    network = classifier(images.shape[0], len(images.class_names)).to(memory_format=torch.channels_last)
-    train(network, pixels[parts.train], labels[parts.train], epochs)
+    config = DataConfig(data=data, validation=0.1, test=0.0)
+    image_set = load_images(config)
+    assert image_set.labels is not None
+    parts = split(len(image_set.images), config, seed=12345)
+    images, labels = torch.from_numpy(image_set.images), torch.from_numpy(image_set.labels)
+    network = classifier(image_set.shape[0], len(image_set.class_names)).to(memory_format=torch.channels_last)
+    train(network, images[parts.train], labels[parts.train], epochs)
     network.eval()
-    right = float((predictions(network, pixels[parts.held_out]) == labels[parts.held_out]).double().mean())
-    classes = range(len(images.class_names))
-    real = sum(variety(pixels[parts.held_out][labels[parts.held_out] == label]) for label in classes) / len(classes)
+    real_images, real_labels = images[parts.validation], labels[parts.validation]
+    accuracy = float((predictions(network, real_images) == real_labels).double().mean())
+    classes = range(len(image_set.class_names))
+    real_variety = sum(variety(real_images[real_labels == label]) for label in classes) / len(classes)
     for run in runs:
         model = load(run)
         for scale in map(float, guidance.split(",")):
-            warp = Warp(guidance=scale, temperature=temperature)
-            found = measure(model, network, n, seed, warp)
-            asked = {"run": run.name, "n": n, "seed": seed, "guidance": scale, "temperature": temperature}
-            result = {"asked_class": found.asked_class, "variety": round(found.variety / real, 3)}
-            print(json.dumps({**asked, "classifier_on_real": round(right, 4), **result, "per_class": found.per_class}))
+            found = measure(model, network, n, seed, SamplingOptions(guidance=scale, temperature=temperature))
+            drawn = {"run": run.name, "n": n, "seed": seed, "guidance": scale, "temperature": temperature}
+            judged = {"classifier_on_real": round(accuracy, 4), "asked_class": found.asked_class}
+            varied = {"variety": round(found.variety / real_variety, 3), "per_class": found.per_class}
+            print(json.dumps({**drawn, **judged, **varied}))
             if show:
                 several = f"-{run.name}-{scale:g}" if len(runs) > 1 or "," in guidance else ""
-                pictures.grid(found.shown.numpy(), 10).save(show.with_stem(show.stem + several))
+                pixels.grid(found.shown.numpy(), 10).save(show.with_stem(show.stem + several))
 
 
 if __name__ == "__main__":

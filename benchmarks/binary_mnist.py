@@ -2,20 +2,21 @@
 
     python -m benchmarks.binary_mnist mnist.zip [--minutes 8] [--hidden 48] [--layers 8]
 
-Images are binarised once at 0.5; a tenth is held out by a fixed seed. Prints one JSON line a network: nats an image,
-held out, after so many minutes of training. Published values (README of the pytorch-generative repository), gated
-PixelCNN 81.5 and PixelSNAIL 78.6, are of 60,000 images, each pixel drawn anew as a coin of its grey value: that costs
-nats which a threshold does not, so they are a landmark and no comparison. The plain implementation is the usual one:
-masked windows, float32, Adam at 1e-3, the last weights; ours has a schedule, averaged weights, and bfloat16 where the
-processor has it.
+Images are binarised once at 0.5; a fixed seed chooses a tenth for validation. Prints one JSON line per network: nats
+per image of the validation part, after so many minutes of training. Published values (README of the pytorch-generative
+repository), gated PixelCNN 81.5 and PixelSNAIL 78.6, are of 60,000 images, each pixel drawn anew with its grey value as
+the probability of 1: that costs nats which a threshold does not, so they are a landmark and no comparison. The plain
+implementation is the usual one: masked convolutions, float32, Adam at 1e-3, the last weights; ours has a schedule,
+averaged weights, and bfloat16 where the processor has it.
 """
 
 import json
 import math
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple, Never
 
 import click
 import numpy as np
@@ -25,65 +26,75 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import processes
-from pipeline.batches import CodeBatches
-from pipeline.budget import steps_within
-from pipeline.codes import CodeMaps
-from pipeline.data import DataConfig, load_images, split
-from pipeline.launch import seeded_weights
+from pipeline.config.data import DataConfig
+from pipeline.config.options import build
+from pipeline.config.training import TrainingConfig
+from pipeline.data.code_maps import CodeMaps
+from pipeline.data.image_set import load_images
+from pipeline.data.splits import split
 from pipeline.reporting import Silent
-from pipeline.settings import TrainingConfig
-from pipeline.training import Trainer
-from stage2_prior import PriorConfig, PriorTask, make_prior
+from pipeline.training.batches import CodeBatches
+from pipeline.training.budget import steps_within
+from pipeline.training.launch import seeded_weights
+from pipeline.training.trainer import Trainer
+from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
+
+TRAINING = TrainingConfig(batch_size=32, learning_rate=2e-3, average_decay=0.999, evaluations=2)
+
+
+class Result(NamedTuple):
+    """A trained network; `nats_per_image` are of the validation part."""
+
+    network: str
+    nats_per_image: float
+    parameters: int
+    steps: int
+    minutes: float
 
 
 def binarised(path: str) -> tuple[Tensor, Tensor]:
-    """Training and held-out maps (n, 28, 28) of 0 and 1."""
-    images = load_images(DataConfig(data=path)).images[:, 0]
-    parts = split(len(images), 0.1, seed=0)
+    """Maps (n, 28, 28) of 0 and 1, for training and for validation."""
+    config = DataConfig(data=path, validation=0.1, test=0.0)
+    images = load_images(config).images[:, 0]
+    parts = split(len(images), config, seed=0)
     codes = torch.from_numpy((images > 127).astype(np.int16))
-    return codes[parts.train], codes[parts.held_out]
+    return codes[parts.train], codes[parts.validation]
 
 
-def ours(train: Tensor, held_out: Tensor, minutes: float, **options: Any) -> dict[str, Any]:
+def ours(prior: str, train: Tensor, validation: Tensor, minutes: float, hidden: int, layers: int) -> Result:
     """One of our priors, trained by the loop that `gen train-prior` uses."""
-    config = PriorConfig(height=28, width=28, num_codes=2, dropout=0.0, code_dropout=0.0, **options)
-    settings = TrainingConfig(
-        max_minutes=minutes, batch_size=32, learning_rate=2e-3, average_decay=0.999, precision="auto", evaluations=2
-    )
-    accelerator = processes.start()
-    settings = TrainingConfig(
-        **{**vars(settings), "precision": processes.resolve_precision("auto", accelerator.device)}
-    )
+    options = {"prior": prior, "hidden": hidden, "layers": layers, "dropout": 0.0, "code_dropout": 0.0}
+    (config,) = build(options, PriorConfig, derived={"height": 28, "width": 28, "num_codes": 2})
     started = time.perf_counter()
     with seeded_weights(0):
         task = PriorTask(make_prior(config))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            task=task,
-            data=CodeBatches(CodeMaps((train,), None), CodeMaps((held_out,), None), 0, 2, 0),
-            config=settings,
-            accelerator=accelerator,
-            folder=Path(folder),
-            reporter=Silent(),
-            metric="nats",
-            preview=lambda _: None,
-        )
+        trainer = _trainer(task, train, validation, Path(folder))
         trainer.start()
         steps = steps_within(trainer, 60 * minutes - (time.perf_counter() - started))
-        trainer.set_steps(TrainingConfig(**{**vars(settings), "steps": steps}))
+        trainer.set_steps(replace(trainer.config, steps=steps))
         trainer.run()
-        best = trainer.state.progress.best
-    return {
-        "network": options["prior"],
-        "nats_an_image": best["nats"] * 28 * 28,
-        "parameters": sum(p.numel() for p in task.parameters()),
-        "steps": steps,
-        "minutes": (time.perf_counter() - started) / 60,
-    }
+        best = trainer.state.record.best
+    assert best is not None
+    parameters = sum(p.numel() for p in task.parameters())
+    return Result(prior, best.values["nats"] * 28 * 28, parameters, steps, (time.perf_counter() - started) / 60)
+
+
+def _trainer(task: PriorTask, train: Tensor, validation: Tensor, folder: Path) -> Trainer[CodeBatch, Never]:
+    accelerator = processes.start()
+    return Trainer(
+        task=task,
+        data=CodeBatches(CodeMaps((train,), None), CodeMaps((validation,), None), 0, 2, 0),
+        config=replace(TRAINING, precision=processes.resolve_precision("auto", accelerator.device)),
+        accelerator=accelerator,
+        folder=folder,
+        reporter=Silent(),
+        preview=lambda _: None,
+    )
 
 
 class MaskedConv(nn.Conv2d):
-    """The usual way: a full window, whose later taps are multiplied by 0 in every pass."""
+    """The usual way: a full kernel, whose later taps are multiplied by 0 in every pass."""
 
     def __init__(
         self, inputs: int, outputs: int, size: int, stack: Literal["vertical", "horizontal"], first: bool
@@ -144,7 +155,7 @@ class PlainPixelCNN(nn.Module):
         return logits
 
 
-def plain(train: Tensor, held_out: Tensor, minutes: float, hidden: int, layers: int) -> dict[str, Any]:
+def plain(train: Tensor, validation: Tensor, minutes: float, hidden: int, layers: int) -> Result:
     """The usual loop: Adam at 1e-3, batches of 32, as many steps as the time allows; evaluation is not counted."""
     torch.manual_seed(0)
     network, started, steps = PlainPixelCNN(hidden, layers), time.perf_counter(), 0
@@ -154,19 +165,14 @@ def plain(train: Tensor, held_out: Tensor, minutes: float, hidden: int, layers: 
             codes = train[chosen].long()
             loss = F.cross_entropy(network(codes), codes)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward([loss])
             optimizer.step()
             steps += 1
             if time.perf_counter() - started > 60 * minutes:
                 break
     trained = (time.perf_counter() - started) / 60
-    return {
-        "network": "plain gated PixelCNN",
-        "nats_an_image": _evaluate(network, held_out),
-        "parameters": sum(p.numel() for p in network.parameters()) - _masked(network),
-        "steps": steps,
-        "minutes": trained,
-    }
+    parameters = sum(p.numel() for p in network.parameters()) - _masked(network)
+    return Result("plain gated PixelCNN", _evaluate(network, validation), parameters, steps, trained)
 
 
 @torch.no_grad()
@@ -185,15 +191,15 @@ def _evaluate(network: nn.Module, codes: Tensor) -> float:
 def main(data: str, minutes: float, hidden: int, layers: int, networks: str, threads: int) -> None:
     """Train one network after the other, and print what they reach."""
     torch.set_num_threads(threads)
-    train, held_out = binarised(data)
-    size = {"hidden": hidden, "layers": layers}
-    print(json.dumps({"uniform_nats": 784 * math.log(2), "train": len(train), "held_out": len(held_out), **size}))
+    train, validation = binarised(data)
+    sizes = {"train": len(train), "validation": len(validation), "hidden": hidden, "layers": layers}
+    print(json.dumps({"uniform_nats": 784 * math.log(2), **sizes}))
     for name in networks.split(","):
-        of_plain = name == "plain"
-        made = (
-            plain(train, held_out, minutes, **size) if of_plain else ours(train, held_out, minutes, prior=name, **size)
-        )
-        print(json.dumps(made), flush=True)
+        if name == "plain":
+            result = plain(train, validation, minutes, hidden, layers)
+        else:
+            result = ours(name, train, validation, minutes, hidden, layers)
+        print(json.dumps(result._asdict()), flush=True)
 
 
 if __name__ == "__main__":

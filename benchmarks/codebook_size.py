@@ -1,23 +1,25 @@
-"""What a larger codebook buys: use, perplexity and PSNR on held-out images, for several sizes and seeds.
+"""What a larger codebook buys: usage, perplexity and PSNR on the validation part, for several sizes and seeds.
 
     python -m benchmarks.codebook_size DATA [--sizes 512,2048,8192,16384] [--seeds 3] [--more 2] [--steps 1200]
         [--ema-decay 0.99] [--learning-rate 1e-3]
 
-Prints one JSON line a training, then one a size: mean and spread (least to greatest) over its seeds. `--more` trains
-the first size with so many further seeds.
+Prints one JSON line per training, then one per size: mean, least and greatest over its seeds. `--more` trains the first
+size with so many further seeds. There is no test part: a tenth of the images is for validation, all others for
+training.
 """
 
 import json
 import tempfile
 from collections.abc import Iterator
 from statistics import mean
-from typing import Any
+from typing import Unpack
 
 import click
 
 from pipeline import train_vqvae
+from pipeline.config.arguments import VQVAEArguments
 
-_SHOWN = ("code_use", "perplexity", "nmse", "psnr")
+SHOWN = ("codebook_usage", "perplexity", "nmse", "psnr")
 
 
 def _trainings(sizes: list[int], seeds: int, more: int) -> Iterator[tuple[int, int]]:
@@ -26,10 +28,11 @@ def _trainings(sizes: list[int], seeds: int, more: int) -> Iterator[tuple[int, i
     yield from ((sizes[0], seed) for seed in range(seeds, seeds + more))
 
 
-def _measure(data: str, size: int, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def _measure(size: int, seed: int, options: VQVAEArguments) -> dict[str, float]:
+    arguments: VQVAEArguments = {**options, "num_codes": size, "seed": seed, "batch_size": 128, "test": 0.0}
     with tempfile.TemporaryDirectory() as folder:
-        done = train_vqvae(out=folder, data=data, num_codes=size, seed=seed, batch_size=128, preset="base", **options)
-    return {"codes": size, "seed": seed, **{name: round(done.held_out[name], 5) for name in _SHOWN}}
+        reached = train_vqvae(out=folder, preset="base", **arguments).validation.named()
+    return {"codes": size, "seed": seed, **{name: round(reached[name], 5) for name in SHOWN}}
 
 
 @click.command()
@@ -40,14 +43,14 @@ def _measure(data: str, size: int, seed: int, options: dict[str, Any]) -> dict[s
 @click.option("--steps", default=1200, show_default=True, help="Of 128 images.")
 @click.option("--ema-decay", type=float, help="[default: that of the package]")
 @click.option("--learning-rate", type=float, help="[default: that of the package]")
-def main(data: str, sizes: str, seeds: int, more: int, **options: Any) -> None:
+def main(sizes: str, seeds: int, more: int, **options: Unpack[VQVAEArguments]) -> None:
     """Train, measure and print."""
-    found: dict[int, list[dict[str, Any]]] = {int(size): [] for size in sizes.split(",")}
+    found: dict[int, list[dict[str, float]]] = {int(size): [] for size in sizes.split(",")}
     for size, seed in _trainings(list(found), seeds, more):
-        found[size].append(_measure(data, size, seed, options))
+        found[size].append(_measure(size, seed, options))
         print(json.dumps(found[size][-1]), flush=True)
     for size, runs in found.items():
-        summary = {name: [round(f([run[name] for run in runs]), 4) for f in (mean, min, max)] for name in _SHOWN}
+        summary = {name: [round(f([run[name] for run in runs]), 4) for f in (mean, min, max)] for name in SHOWN}
         print(json.dumps({"codes": size, "seeds": len(runs), **summary}), flush=True)
 
 

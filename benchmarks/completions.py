@@ -1,8 +1,8 @@
-"""The picture of docs/completions.png: held-out images, what is kept of them, and what a run makes of it.
+"""The picture docs/completions.png: images of the validation part, what is kept of them, and how a run completes them.
 
     python -m benchmarks.completions RUN DATA OUT.png [--keep top:0.5] [--rows 6] [--n 8]
 
-A row an image: itself, the part kept (the rest in grey), then completions, drawn at temperature 1 without naming its
+One row per image: itself, the part kept (the rest in grey), then completions, drawn at temperature 1 without naming its
 class.
 """
 
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from pipeline import complete, load
-from pipeline import images as pictures
-from pipeline.data import DataConfig, load_images
-from pipeline.run import SPLIT, RunFolder
-from pipeline.storage import load_tensors
+from pipeline.config.data import DataConfig
+from pipeline.data import pixels
+from pipeline.data.image_set import load_images
+from pipeline.data.splits import load_split
+from pipeline.runs.layout import SPLIT, RunFolder
 
 
 @click.command()
@@ -31,17 +32,17 @@ def main(run: Path, data: str, out: Path, keep: str, rows: int, n: int, threads:
     """Draw and write."""
     torch.set_num_threads(threads)
     config = load(run).vqvae.config.model
-    held_out = load_tensors(RunFolder(run).vqvae / SPLIT)["held_out"].numpy()
-    held_out = np.random.default_rng(0).permutation(held_out)[:rows]  # images come folder by folder
-    colour: pictures.Colour = "grey" if config.channels == 1 else "colour"
+    validation = load_split(RunFolder(run).vqvae / SPLIT).validation
+    chosen = np.random.default_rng(0).permutation(validation)[:rows]  # images come folder by folder
+    colour: pixels.Colour = "grey" if config.channels == 1 else "colour"
     size = f"{config.height}x{config.width}"
     shown = []
-    for image in load_images(DataConfig(data=data, image_size=size, colour=colour)).images[held_out]:
+    for image in load_images(DataConfig(data=data, image_size=size, colour=colour)).images[chosen]:
         done = complete(run, image.copy(), keep, n=n)
         kept = np.where(done.kept, image, 128).astype(np.uint8)
         shown.append(np.concatenate([image[None], kept[None], done.images.numpy()]))
-    picture = pictures.grid(np.concatenate(shown), 2 + n)
-    picture.resize((2 * picture.width, 2 * picture.height), pictures.NEAREST).save(out)
+    picture = pixels.grid(np.concatenate(shown), 2 + n)
+    picture.resize((2 * picture.width, 2 * picture.height), pixels.NEAREST).save(out)
 
 
 if __name__ == "__main__":

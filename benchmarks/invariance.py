@@ -1,9 +1,9 @@
-"""How often does a draw depend on the batch it is made in? Codes of the same images in batches of different sizes.
+"""How often does a draw depend on the batch it is made in? The same images are drawn in batches of different sizes.
 
     python -m benchmarks.invariance RUN [--n 512]
 
-Prints one JSON line for each precision: draws compared, first draws that differ (of an image, in raster order; what
-comes after follows from it), and their rate per million.
+Prints one JSON line per precision: the draws compared, the images of which a draw differs (only the first such draw of
+an image counts: those after it are conditioned on it), and their rate per million draws.
 """
 
 import json
@@ -13,10 +13,13 @@ import click
 import torch
 
 from pipeline import load
+from pipeline.config.sampling import FloatPrecision
+
+PRECISIONS: tuple[FloatPrecision, ...] = ("float64", "float32")
 
 
-def codes(run: Path, n: int, batch_size: int, precision: str) -> torch.Tensor:
-    """All codes of images 0 to n - 1, an image a row."""
+def codes(run: Path, n: int, batch_size: int, precision: FloatPrecision) -> torch.Tensor:
+    """All codes of images 0 to n - 1, one row per image."""
     levels = load(run, precision=precision).sample(n, batch_size=batch_size).codes
     return torch.cat([level.flatten(1) for level in levels], 1)
 
@@ -27,7 +30,7 @@ def codes(run: Path, n: int, batch_size: int, precision: str) -> torch.Tensor:
 @click.option("--batch-sizes", default="1,7,64,256", show_default=True)
 def main(run: Path, n: int, batch_sizes: str) -> None:
     """Measure and print."""
-    for precision in ("float64", "float32"):
+    for precision in PRECISIONS:
         first, *others = (codes(run, n, int(size), precision) for size in batch_sizes.split(","))
         images = sum(int((first != other).any(1).sum()) for other in others)
         draws = first.numel() * len(others)

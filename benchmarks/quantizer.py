@@ -1,12 +1,13 @@
-"""The vector quantizer beside vector-quantize-pytorch and beside the matrix product that neither can do without.
+"""The vector quantizer beside vector-quantize-pytorch, and beside the matrix product that neither can do without.
 
     pip install vector-quantize-pytorch
     python -m benchmarks.quantizer [--threads 2]
 
-Prints one JSON line for each number of vectors and of codes: milliseconds (median and quartiles, all three taken in
-turn) of forward, backward and moving averages of a training step. `floor` is the product of all vectors and codes, in
-the fastest of several block sizes, and one read of the vectors. The peer has moving averages and no rotation trick, as
-we do; its dead codes are left alone, ours revived. Then the memory that 2^20 vectors against 8,192 codes take.
+Prints one JSON line for each number of vectors, codes and dimensions: milliseconds (median and quartiles, all three
+taken in turn) of forward, backward and moving averages of a training step. `floor` is the product of all vectors and
+codes, in the fastest of several block sizes, and one read of the vectors. The peer has moving averages and no rotation
+trick, as we do; its dead codes are left alone, ours revived. Then the memory that comparing 2^20 vectors with 8,192
+codes takes.
 """
 
 import json
@@ -22,6 +23,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from pipeline.storage import JsonObject
 from stage1_vqvae import VQVAEConfig
 from stage1_vqvae.bottlenecks import VectorQuantizer
 from stage1_vqvae.bottlenecks.codebook import nearest_codes
@@ -31,7 +33,7 @@ DIMS = (8, 64)
 ROUNDS = 15
 
 
-def ours(vectors: Tensor, codes: int) -> Callable[[], object]:
+def ours(vectors: Tensor, codes: int) -> Callable[[], None]:
     """A training step of ours; vectors as a channels-last convolution leaves them."""
     n, dim = vectors.shape
     layer = VectorQuantizer(VQVAEConfig(num_codes=codes, code_dim=dim)).train()
@@ -41,14 +43,14 @@ def ours(vectors: Tensor, codes: int) -> Callable[[], object]:
 
     def step() -> None:
         output = layer(outputs, 0.0)
-        torch.autograd.backward([output.quantised.sum() + output.loss])
+        torch.autograd.backward([output.quantized.sum() + output.loss])
         outputs.grad = None
         layer.update(output.statistics, 0.0, generator)
 
     return step
 
 
-def peer(vectors: Tensor, codes: int) -> Callable[[], object]:
+def peer(vectors: Tensor, codes: int) -> Callable[[], None]:
     """A training step of vector-quantize-pytorch, in the layout that it is made for."""
     from vector_quantize_pytorch import VectorQuantize  # a dependency of this benchmark alone
 
@@ -57,14 +59,14 @@ def peer(vectors: Tensor, codes: int) -> Callable[[], object]:
     outputs = vectors.reshape(n // 64, 64, dim).clone().requires_grad_()
 
     def step() -> None:
-        quantised, _, loss = layer(outputs)
-        torch.autograd.backward([quantised.sum() + loss.sum()])
+        quantized, _, loss = layer(outputs)
+        torch.autograd.backward([quantized.sum() + loss.sum()])
         outputs.grad = None
 
     return step
 
 
-def floor(vectors: Tensor, codes: int, block_bytes: int) -> Callable[[], object]:
+def floor(vectors: Tensor, codes: int, block_bytes: int) -> Callable[[], None]:
     """The product, a block of rows at a time into the same memory, and one read of the vectors."""
     codebook = torch.randn(codes, vectors.shape[1])
     rows = min(len(vectors), max(1, block_bytes // (4 * codes)))
@@ -78,7 +80,7 @@ def floor(vectors: Tensor, codes: int, block_bytes: int) -> Callable[[], object]
     return work
 
 
-def in_turn(works: list[Callable[[], object]]) -> list[list[float]]:
+def in_turn(works: list[Callable[[], None]]) -> list[list[float]]:
     """Milliseconds of each, over some rounds, after two that do not count."""
     taken: list[list[float]] = [[] for _ in works]
     for turn in range(ROUNDS + 2):
@@ -90,7 +92,7 @@ def in_turn(works: list[Callable[[], object]]) -> list[list[float]]:
     return taken
 
 
-def measure(n: int, codes: int, dim: int) -> dict[str, object]:
+def measure(n: int, codes: int, dim: int) -> JsonObject:
     """One line."""
     torch.manual_seed(0)
     vectors = torch.randn(n, dim)
@@ -109,7 +111,7 @@ def measure(n: int, codes: int, dim: int) -> dict[str, object]:
     }
 
 
-def scratch() -> dict[str, object]:
+def scratch() -> JsonObject:
     """How far memory rises over the vectors, the codes and the result."""
     vectors, codebook = torch.randn(2**20, 8), torch.randn(8192, 8)
     nearest_codes(vectors[:1000], codebook)

@@ -3,7 +3,7 @@
     python -m benchmarks.sampling [--kind pixelcnn] [--grids 8,16,32,64] [--batches 1,16,64,256] [--threads 2]
 
 Kinds: pixelcnn and pixelsnail of 15 layers, and two-levels: a PixelCNN on half the grid, and one beneath it on the
-whole. Prints one JSON line for each grid and batch, each measured in a process of its own: seconds an image of
+whole. Prints one JSON line for each grid and batch, each measured in a process of its own: seconds per image of
 - `full_forward`: one forward pass over the whole map for every position (one pass measured, times their number),
 - `prefix`: one over the rows so far for every position (passes over some numbers of rows measured, the rest between;
   of one level alone),
@@ -19,16 +19,17 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import click
 import numpy as np
 import torch
 
-from pipeline.arithmetic import fast_products
-from pipeline.drawers import draw_levels
 from pipeline.processes import keep_freed_memory
-from stage2_prior import Noise, Prior, PriorConfig, Warp, make_prior
+from pipeline.sampling.matmul import fast_products
+from pipeline.storage import JsonObject
+from stage2_prior import Noise, Prior, PriorConfig, SamplingOptions, draw_levels, make_prior
 
 CPU = torch.device("cpu")
 KINDS = ("pixelcnn", "pixelsnail", "two-levels")
@@ -58,7 +59,7 @@ def networks(kind: str, grid: int) -> list[Prior]:
 
 
 def seconds(work: Callable[[], object], at_least: float = 1.0, most: int = 20) -> list[float]:
-    """Durations of repeated calls, after one that does not count, unless its beginning is nothing beside its length."""
+    """Durations of repeated calls after an uncounted first one; if that takes over 5 s + `at_least`, its own alone."""
     taken: list[float] = []
     first = _once(work)
     if first > 5 + at_least:
@@ -75,18 +76,14 @@ def _once(work: Callable[[], object]) -> float:
 
 
 def forward(priors: list[Prior], images: int, rows: int | None = None) -> list[float]:
-    """Median seconds an image of a forward pass of each level, over the first rows of maps."""
-    shapes = [(images, prior.config.height, prior.config.width) for prior in priors]
-    maps = [torch.randint(512, shape) for shape in shapes]
-    return [
-        statistics.median(seconds(lambda level=level: priors[level](maps[level][:, :rows], None, maps[:level]), 0.5))  # type: ignore[misc]
-        / images
-        for level in range(len(priors))
-    ]
+    """Median seconds per image of a forward pass of each level, over the first rows of maps."""
+    maps = [torch.randint(512, (images, prior.config.height, prior.config.width)) for prior in priors]
+    works = [partial(prior, maps[level][:, :rows], None, maps[:level]) for level, prior in enumerate(priors)]
+    return [statistics.median(seconds(work, 0.5)) / images for work in works]
 
 
 def prefix(prior: Prior, images: int) -> float:
-    """Seconds an image when every position takes a pass over the rows so far: by trapezes between measured rows."""
+    """Seconds per image when every position takes a pass over the rows so far: interpolated between measured rows."""
     grid = prior.config.height
     rows = sorted({1, grid // 4, grid // 2, grid})
     measured = [forward([prior], images, count)[0] for count in rows]
@@ -94,13 +91,13 @@ def prefix(prior: Prior, images: int) -> float:
 
 
 def _weights(prior: Prior) -> tuple[int, int]:
-    """Weights that are read once a row, those of windows above it; and once a position."""
+    """How many weights are read once per row, those of kernels above it; and how many once per position."""
     in_rows = at_positions = 0
     for name, weight in prior.named_parameters():
         if weight.ndim != 4 or name.startswith("coarser"):
             continue
         rows, height = 0, weight.shape[2]
-        if any(part in name for part in ("vertical.", "link.", "look.", "above.")):
+        if any(part in name for part in ("vertical.", "link.", "condition_proj.", "above.")):
             rows = height
         elif "first.weight" in name or "second.weight" in name:  # PixelSNAIL's corners, of which the last row is here
             rows = height - 1
@@ -114,13 +111,13 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def cell(kind: str, grid: int, batch: int, threads: int) -> dict[str, object]:
+def cell(kind: str, grid: int, batch: int, threads: int) -> JsonObject:
     """Measure one grid and batch in this process."""
     priors = networks(kind, grid)
     noise = Noise(0, torch.arange(batch))
     before = peak_bytes()
     steppers = [prior.stepper(batch) for prior in priors]
-    ours = sorted(t / batch for t in seconds(lambda: draw_levels(steppers, noise, None, Warp()), 3.0))
+    ours = sorted(t / batch for t in seconds(lambda: draw_levels(steppers, noise, None, SamplingOptions()), 3.0))
     memory = peak_bytes() - before
     passes = {
         images: forward(priors, images)
@@ -134,8 +131,8 @@ def cell(kind: str, grid: int, batch: int, threads: int) -> dict[str, object]:
     rows_so_far = prefix(priors[0], images) if len(priors) == 1 else None
     factor = torch.randn(2048, 2048)
     gemm = 2 * 2048**3 / min(seconds(lambda: factor @ factor))
-    read = min(seconds(lambda: factor.sum())) / factor.nbytes  # seconds a byte: it fits no cache of a core
-    # Coarser levels are looked at once for a map, and attention grows with the map; neither is counted here.
+    read = min(seconds(lambda: factor.sum())) / factor.nbytes  # seconds per byte: it fits no cache of a core
+    # Coarser levels are read once for a map, and the cost of attention grows with the map; neither is counted here.
     products = [count * sum(_weights(prior)) for prior, count in zip(priors, positions, strict=True)]
     reads = sum(
         size[0] * prior.config.height + size[1] * count
@@ -158,7 +155,7 @@ def cell(kind: str, grid: int, batch: int, threads: int) -> dict[str, object]:
         "draw_over_score": round(drawn / score, 3),
         "full_forward_over_ours": round(full / drawn, 1),
         "prefix_over_ours": rows_so_far and round(rows_so_far / drawn, 1),
-        "microseconds_a_code": round(1e6 * drawn / sum(positions), 2),
+        "microseconds_per_code": round(1e6 * drawn / sum(positions), 2),
         "weight_traffic": round(4 * read * reads / batch, 6),
         "gflops": round(2e-9 * sum(products) / drawn, 1),
         "gemm_gflops": round(gemm / 1e9, 1),

@@ -1,8 +1,9 @@
-"""Does the codebook come alive at once? Perplexity early in a training of the default length, for several seeds.
+"""Are the codes in use from the start? Perplexity early in a training of the default length, for several seeds.
 
     python -m benchmarks.stall DATA [--steps 200] [--seeds 5]
 
-Prints one JSON line a seed: the mean perplexity of the codes of a batch over the 100 steps before `steps`.
+Prints one JSON line per seed: the mean perplexity of the codes of a batch over the 100 steps before `steps`. There is
+no test part.
 """
 
 import json
@@ -14,6 +15,7 @@ import click
 
 from pipeline import train_vqvae
 from pipeline.reporting import Silent
+from pipeline.runs.layout import METRICS, RunFolder
 
 
 class _StopError(Exception):
@@ -21,7 +23,7 @@ class _StopError(Exception):
 
 
 class _Until(Silent):
-    """Ends the loop after some steps, with schedules those of the whole run."""
+    """Ends the loop after some steps; the schedules are those of the whole run."""
 
     def __init__(self, last: int) -> None:
         self.last = last
@@ -41,9 +43,9 @@ def main(data: str, steps: int, seeds: int) -> None:
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                train_vqvae(out=folder, data=data, seed=seed, preset="base", reporter=_Until(steps))
+                train_vqvae(out=folder, data=data, test=0.0, seed=seed, preset="base", reporter=_Until(steps))
             except _StopError:
-                lines = (Path(folder) / "vqvae" / "metrics.jsonl").read_text().splitlines()
+                lines = (RunFolder(Path(folder)).vqvae / METRICS).read_text().splitlines()
         last = json.loads(lines[-1])
         print(json.dumps({"seed": seed, "step": last["step"], "perplexity": round(last["perplexity"], 1)}))
 

@@ -3,8 +3,8 @@
     python -m benchmarks.throughput DATA [--threads 2] [--steps 400]
 
 sonnet's architecture, batches of 128. `plain`: the same encoder and decoder as torch makes them (NCHW, float32), the
-textbook's quantizer (all distances, one-hot products), Adam. `float32` and `bfloat16`: our training step. All three go
-on in turn, 20 steps at a time. One JSON line each: images a second (median and quartiles over the turns) and the NMSE
+textbook's quantizer (all distances, one-hot products), Adam. `float32` and `bfloat16`: our training step. All three
+take turns, 20 steps at a time. One JSON line each: images per second (median and quartiles over the turns) and the NMSE
 of the last 100 training batches; then ratios, and where the time of our bfloat16 step goes.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import click
 import numpy as np
@@ -24,17 +23,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import processes
-from pipeline.batches import ImageBatches
-from pipeline.data import DataConfig, ImageSet, Split, load_images, pixel_variance, split
+from pipeline.config.data import DataConfig
+from pipeline.config.training import Precision, TrainingConfig
+from pipeline.data.image_set import ImageSet, load_images
+from pipeline.data.splits import Split, pixel_variance, split
 from pipeline.processes import keep_freed_memory
-from pipeline.randomness import batch_places
+from pipeline.randomness import batch_indices
 from pipeline.reporting import Silent
-from pipeline.settings import TrainingConfig
-from pipeline.training import Trainer
-from stage1_vqvae import VQVAE, VQVAEConfig
+from pipeline.training.batches import ImageBatches
+from pipeline.training.trainer import Trainer
+from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
+from stage1_vqvae.bottlenecks import Statistics
 from stage1_vqvae.networks import Decoder, Encoder
+from stage1_vqvae.task import VQVAETaskOutput
 
 BATCH, TURN = 128, 20
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 CONFIG = VQVAEConfig(encoder_kernel=3, code_dim=64)
 
 Step = Callable[[int], float]  # does a step, returns its NMSE
@@ -59,12 +63,12 @@ class Textbook(nn.Module):
         flat = outputs.permute(0, 2, 3, 1).reshape(-1, dim)
         distances = flat.square().sum(1, keepdim=True) - 2 * flat @ self.codebook.T + self.codebook.square().sum(1)
         one_hot = F.one_hot(distances.argmin(1), len(self.codebook)).float()
-        quantised = (one_hot @ self.codebook).reshape(n, height, width, dim).permute(0, 3, 1, 2)
+        quantized = (one_hot @ self.codebook).reshape(n, height, width, dim).permute(0, 3, 1, 2)
         with torch.no_grad():
             self.counts.mul_(0.99).add_(one_hot.sum(0), alpha=0.01)
             self.sums.mul_(0.99).add_(one_hot.T @ flat, alpha=0.01)
             self.codebook.copy_(self.sums / self.counts.clamp(min=1e-5)[:, None])
-        return outputs + (quantised - outputs).detach(), 0.25 * F.mse_loss(quantised.detach(), outputs)
+        return outputs + (quantized - outputs).detach(), 0.25 * F.mse_loss(quantized.detach(), outputs)
 
 
 def plain(images: ImageSet, parts: Split, variance: float) -> Step:
@@ -76,10 +80,10 @@ def plain(images: ImageSet, parts: Split, variance: float) -> Step:
     optimizer = torch.optim.Adam(modules.parameters(), 3e-4)
 
     def step(number: int) -> float:
-        chosen = parts.train[batch_places(0, number, BATCH, len(parts.train)).items]
+        chosen = parts.train[batch_indices(0, number, BATCH, len(parts.train)).items]
         target = torch.from_numpy(images.images[chosen]).float() / 255 - 0.5
-        quantised, commitment = quantizer(project(encoder(target)))
-        nmse = F.mse_loss(decoder(quantised), target) / variance
+        quantized, commitment = quantizer(project(encoder(target)))
+        nmse = F.mse_loss(decoder(quantized), target) / variance
         optimizer.zero_grad()
         torch.autograd.backward([nmse + commitment])
         optimizer.step()
@@ -88,37 +92,42 @@ def plain(images: ImageSet, parts: Split, variance: float) -> Step:
     return step
 
 
-def ours(images: ImageSet, parts: Split, variance: float, precision: Any, folder: Path, steps: int) -> Trainer:
+def ours(
+    images: ImageSet, parts: Split, variance: float, precision: Precision, folder: Path, steps: int
+) -> Trainer[Tensor, Statistics]:
     """A trainer as `gen train-vqvae` makes it."""
     torch.manual_seed(0)
     config = TrainingConfig(
         steps=steps, batch_size=BATCH, micro_batches=1, precision=precision, learning_rate=3e-4, schedule="constant"
     )
     trainer = Trainer(
-        task=VQVAE(CONFIG, variance),
+        task=VQVAETask(VQVAE(CONFIG, variance)),
         data=ImageBatches(images, parts, False, 0),
         config=config,
         accelerator=processes.start(),
         folder=folder,
         reporter=Silent(),
-        metric="nmse",
-        preview=lambda model: None,
+        preview=lambda _: None,
     )
     trainer.start()
     return trainer
 
 
-def breakdown(trainer: Trainer, first: int) -> dict[str, float]:
+def _step(trainer: Trainer[Tensor, Statistics]) -> Step:
+    return lambda number: float(trainer.train_step(number).metrics["nmse"])
+
+
+def breakdown(trainer: Trainer[Tensor, Statistics], first: int) -> dict[str, float]:
     """Milliseconds of the parts of a step, medians over 20."""
     parts: dict[str, list[float]] = {name: [] for name in ("batch", "forward", "backward", "optimizer and codebook")}
     for number in range(first, first + TURN):
         marks = [perf_counter()]
-        batch = trainer._training_batch(trainer._places(number))
+        batch = trainer.training_batch(batch_indices(trainer.config.seed, number, BATCH, trainer.data.population))
         marks.append(perf_counter())
         with trainer.autocast():
-            output = trainer.module(batch, 0.5)
+            output: VQVAETaskOutput = trainer.module(batch, 0.5)
         marks.append(perf_counter())
-        output.loss.backward()
+        torch.autograd.backward([output.loss])
         marks.append(perf_counter())
         trainer.state.optimizer.step()
         trainer.state.optimizer.zero_grad()
@@ -137,24 +146,21 @@ def main(data: str, threads: int, steps: int) -> None:
     """Measure and print."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    images = load_images(DataConfig(data=data))
-    parts = split(len(images.images), 0.1, 0)
+    config = DataConfig(data=data, validation=0.1, test=0.0)
+    images = load_images(config)
+    parts = split(len(images.images), config, 0)
     variance = pixel_variance(images.images, parts.train)
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
-            name: ours(images, parts, variance, name, Path(folder), steps + TURN) for name in ("float32", "bfloat16")
+            precision: ours(images, parts, variance, precision, Path(folder), steps + TURN) for precision in PRECISIONS
         }
-        runs: dict[str, Step] = {"plain": plain(images, parts, variance)}
-        runs |= {
-            name: lambda number, trainer=trainer: float(trainer.train_step(number).metrics["nmse"])  # type: ignore[misc]
-            for name, trainer in trainers.items()
-        }
+        runs = {"plain": plain(images, parts, variance)} | {name: _step(trainer) for name, trainer in trainers.items()}
         report(*_in_turn(runs, steps))
         print(json.dumps({"milliseconds of a bfloat16 step": breakdown(trainers["bfloat16"], steps)}))
 
 
 def _in_turn(runs: dict[str, Step], steps: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Images a second of each turn, the first left out, and the NMSE of each step."""
+    """Images per second of each turn but the first, and the NMSE of each step."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     errors: dict[str, list[float]] = {name: [] for name in runs}
     for first in range(0, steps, TURN):
@@ -167,14 +173,12 @@ def _in_turn(runs: dict[str, Step], steps: int) -> tuple[dict[str, list[float]],
 
 
 def report(speeds: dict[str, list[float]], errors: dict[str, list[float]]) -> None:
-    """Print a line each, and the ratios."""
+    """Print one line each, and the ratios."""
     for name, values in speeds.items():
         spread = [round(q) for q in statistics.quantiles(values)[::2]]
         line = {"run": name, "images/s": round(statistics.median(values)), "quartiles": spread}
         print(json.dumps({**line, "nmse": round(float(np.mean(errors[name][-100:])), 4)}), flush=True)
-    ratios = {
-        name: round(statistics.median(np.divide(speeds[name], speeds["plain"])), 2) for name in ("float32", "bfloat16")
-    }
+    ratios = {name: round(statistics.median(np.divide(speeds[name], speeds["plain"])), 2) for name in PRECISIONS}
     print(json.dumps({"over plain": ratios}), flush=True)
 
 

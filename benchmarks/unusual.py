@@ -1,10 +1,10 @@
-"""Does `gen score` put images of another kind above held-out ones?
+"""Does `gen score` rank images of another kind above those of the validation part?
 
     python -m benchmarks.unusual RUN mnist.zip cifar10.zip [--n 1000]
 
-RUN was trained on the digits of mnist.zip. Prints one JSON line a kind: the area under the ROC curve of bits as a
-detector of that kind among held-out digits, and the median bits of both. Kinds: the photographs of cifar10.zip in grey,
-the same held-out digits upside down (turned by 180 degrees), and their negatives.
+RUN was trained on the digits of mnist.zip. Prints one JSON line per kind: the area under the ROC curve of bits as a
+detector of that kind among validation digits, and the median bits of both. Kinds: the photographs of cifar10.zip in
+grey, the same validation digits upside down (turned by 180 degrees), and their negatives.
 """
 
 import json
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pipeline import load, score
-from pipeline.data import DataConfig, load_images
-from pipeline.run import SPLIT, RunFolder
-from pipeline.storage import load_tensors
+from pipeline.config.data import DataConfig
+from pipeline.data.image_set import load_images
+from pipeline.data.splits import load_split
+from pipeline.runs.layout import SPLIT, RunFolder
 
 
 def area(usual: Tensor, unusual: Tensor) -> float:
@@ -38,16 +39,16 @@ def main(run: str, digits: str, photographs: str, n: int, threads: int) -> None:
     torch.set_num_threads(threads)
     config = load(run).vqvae.config
     size = f"{config.model.height}x{config.model.width}"
-    held_out = load_tensors(RunFolder(Path(run)).vqvae / SPLIT)["held_out"].numpy()
-    held_out = np.random.default_rng(0).permutation(held_out)[:n]  # images come folder by folder
-    images = load_images(DataConfig(data=digits, image_size=size, colour="grey")).images[held_out]
+    validation = load_split(RunFolder(Path(run)).vqvae / SPLIT).validation
+    chosen = np.random.default_rng(0).permutation(validation)[:n]  # images come folder by folder
+    images = load_images(DataConfig(data=digits, image_size=size, colour="grey")).images[chosen]
     every = load_images(DataConfig(data=photographs, image_size=size, colour="grey")).images
     other = every[np.random.default_rng(1).permutation(len(every))[:n]]
     usual = score(run, images.copy()).bits
     kinds = {"photographs": other.copy(), "upside down": images[:, :, ::-1, ::-1].copy(), "negatives": 255 - images}
     for kind, shown in kinds.items():
         bits = score(run, np.ascontiguousarray(shown)).bits
-        medians = {"median_bits": round(float(bits.median()), 1), "held_out": round(float(usual.median()), 1)}
+        medians = {"median_bits": round(float(bits.median()), 1), "validation": round(float(usual.median()), 1)}
         print(json.dumps({"kind": kind, "n": len(bits), "area": round(area(usual, bits), 4), **medians}), flush=True)
 
 

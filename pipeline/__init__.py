@@ -1,36 +1,73 @@
 """The pipeline: files, processes and people around the two stages.
 
 from pipeline import generate, train_vqvae, train_prior, load
+
+Names are imported when they are first used (PEP 562), so that drawing images does not load what training needs.
 """
 
-from pipeline.compare import compare
-from pipeline.completion import Completions, complete
-from pipeline.errors import CheckpointError, DataError, DivergedError, GenError, UsageError
-from pipeline.generate import generate, generate_files
-from pipeline.launch import Trained
-from pipeline.model import Model, load
-from pipeline.samples import Samples
-from pipeline.scoring import Scores, score
-from pipeline.stage1 import train_vqvae
-from pipeline.stage2 import train_prior
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CheckpointError",
-    "Completions",
-    "DataError",
-    "DivergedError",
-    "GenError",
-    "Model",
-    "Samples",
-    "Scores",
-    "Trained",
-    "UsageError",
-    "compare",
-    "complete",
-    "generate",
-    "generate_files",
-    "load",
-    "score",
-    "train_prior",
-    "train_vqvae",
-]
+if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a test holds the two lists equal
+    from pipeline.errors import CheckpointError as CheckpointError
+    from pipeline.errors import DataError as DataError
+    from pipeline.errors import DivergedError as DivergedError
+    from pipeline.errors import GenError as GenError
+    from pipeline.errors import InterruptedRunError as InterruptedRunError
+    from pipeline.errors import UsageError as UsageError
+    from pipeline.evaluation.compare import Comparison as Comparison
+    from pipeline.evaluation.compare import compare as compare
+    from pipeline.evaluation.score import Scores as Scores
+    from pipeline.evaluation.score import score as score
+    from pipeline.reporting import Console as Console
+    from pipeline.reporting import Lines as Lines
+    from pipeline.reporting import Silent as Silent
+    from pipeline.runs.validation import Metrics as Metrics
+    from pipeline.sampling.complete import Completions as Completions
+    from pipeline.sampling.complete import complete as complete
+    from pipeline.sampling.generate import Generated as Generated
+    from pipeline.sampling.generate import generate as generate
+    from pipeline.sampling.generate import generate_files as generate_files
+    from pipeline.sampling.model import Model as Model
+    from pipeline.sampling.model import load as load
+    from pipeline.sampling.samples import Samples as Samples
+    from pipeline.training.launch import Trained as Trained
+    from pipeline.training.stage1 import train_vqvae as train_vqvae
+    from pipeline.training.stage2 import train_prior as train_prior
+    from stage2_prior import SamplingOptions as SamplingOptions
+
+_EXPORTS = {
+    "pipeline.errors": (
+        "CheckpointError",
+        "DataError",
+        "DivergedError",
+        "GenError",
+        "InterruptedRunError",
+        "UsageError",
+    ),
+    "pipeline.evaluation.compare": ("Comparison", "compare"),
+    "pipeline.evaluation.score": ("Scores", "score"),
+    "pipeline.reporting": ("Console", "Lines", "Silent"),
+    "pipeline.runs.validation": ("Metrics",),
+    "pipeline.sampling.complete": ("Completions", "complete"),
+    "pipeline.sampling.generate": ("Generated", "generate", "generate_files"),
+    "pipeline.sampling.model": ("Model", "load"),
+    "pipeline.sampling.samples": ("Samples",),
+    "pipeline.training.launch": ("Trained",),
+    "pipeline.training.stage1": ("train_vqvae",),
+    "pipeline.training.stage2": ("train_prior",),
+    "stage2_prior": ("SamplingOptions",),
+}
+
+if not TYPE_CHECKING:  # with it a type checker would take every name for an export
+
+    def __getattr__(name: str) -> object:
+        module = next((module for module, names in _EXPORTS.items() if name in names), None)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(import_module(module), name)
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(name for names in _EXPORTS.values() for name in names)

@@ -1,6 +1,13 @@
-"""The kinds of fault that a person can cause, each with the exit code of the command."""
+"""The faults that a person can cause, one family of ValueErrors, each with the exit code of the command."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from stage1_vqvae import VQVAEError
+from stage2_prior import PriorError
 
 
 class GenError(ValueError):
@@ -32,21 +39,30 @@ class DivergedError(GenError):
 
 
 class InterruptedRunError(GenError):
-    """A signal asked a training to stop; its state is saved."""
+    """A signal stopped a command; what it had done is saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
 
+@contextmanager
+def stage_errors_as_usage() -> Iterator[None]:
+    """Turn a stage's own errors into UsageError, so that `except GenError` catches all that a caller can cause."""
+    try:
+        yield
+    except (VQVAEError, PriorError) as error:
+        raise UsageError(str(error)) from error
+
+
 def describe(error: ValidationError) -> str:
     """All that is wrong with a configuration, one line a field, in the words of the command line."""
-    return "\n".join(_describe_one(str(part["loc"][-1]) if part["loc"] else "", part) for part in error.errors())
+    return "\n".join(_describe_field(details) for details in error.errors())
 
 
-def _describe_one(field: str, part: object) -> str:
-    details = dict(part)  # type: ignore[call-overload]
-    message = str(details["msg"]).removeprefix("Value error, ")
+def _describe_field(details: ErrorDetails) -> str:
+    field = str(details["loc"][-1]) if details["loc"] else ""
+    message = details["msg"].removeprefix("Value error, ")
     if not field or details["type"] == "value_error":
         return message
     return f"--{field.replace('_', '-')}: {message.lower()}; got {details['input']!r}"

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
+from pipeline.config.training import Precision
 from pipeline.errors import UsageError
-from pipeline.settings import Precision
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -81,29 +81,32 @@ def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
         raise failure or UsageError("the main process could not go on; its message says why")
 
 
-def all_agree(accelerator: Accelerator, wish: bool) -> bool:
-    """Whether every process wishes something: the same answer on all of them."""
-    wishes = torch.tensor(int(wish), device=accelerator.device)
-    return int(accelerator.reduce(wishes, "sum")) == accelerator.num_processes
+def true_on_all(accelerator: Accelerator, condition: bool) -> bool:
+    """Whether a condition holds on every process: the same answer on all of them."""
+    count = torch.tensor(int(condition), device=accelerator.device)
+    return int(accelerator.reduce(count, "sum")) == accelerator.num_processes
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """`auto` as what this device does fast; the answer is saved, so that a resumed run computes alike."""
     if precision != "auto":
         return precision
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or _has_bfloat16(device):
-        return "bfloat16"
-    return "float32"
-
-
-def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+        in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        in_hardware = device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    return "bfloat16" if asked or in_hardware else "float32"
 
 
-def find_device(name: str | torch.device) -> torch.device:
-    """A device by its name. Raises UsageError when there is none of that name here."""
+def find_device(name: str | torch.device | None) -> torch.device:
+    """A device by its name; without one, that of this process: a GPU where there is one, else the CPU.
+
+    Raises UsageError when there is none of that name here.
+    """
+    if name is None:
+        device: torch.device = start().device
+        return device
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

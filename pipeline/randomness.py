@@ -43,14 +43,14 @@ def generator(seed: int, purpose: Purpose, *index: int, device: torch.device) ->
     return torch.Generator(device).manual_seed(number(seed, purpose, *index))
 
 
-class Places(NamedTuple):
+class BatchIndices(NamedTuple):
     """Which items make up a batch, and in which epoch each of them is met."""
 
     items: Int[np.ndarray, "batch"]
     epochs: Int[np.ndarray, "batch"]
 
 
-def batch_places(seed: int, step: int, batch_size: int, population: int) -> Places:
+def batch_indices(seed: int, step: int, batch_size: int, population: int) -> BatchIndices:
     """The batch of a step. Epochs follow each other without a seam, each in an order of its own."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, population)
@@ -58,7 +58,7 @@ def batch_places(seed: int, step: int, batch_size: int, population: int) -> Plac
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
         items[chosen] = _order(seed, int(epoch), population)[offsets[chosen]]
-    return Places(items, epochs)
+    return BatchIndices(items, epochs)
 
 
 @lru_cache(maxsize=4)
@@ -66,21 +66,21 @@ def _order(seed: int, epoch: int, population: int) -> Int[np.ndarray, "populatio
     return stream(seed, Purpose.ORDER, epoch).permutation(population)
 
 
-def flips(seed: int, places: Places, population: int) -> Bool[np.ndarray, "batch"]:
+def flips(seed: int, batch: BatchIndices, population: int) -> Bool[np.ndarray, "batch"]:
     """Whether each item of a batch is mirrored: a coin of (seed, epoch, item)."""
-    return _of_items(Purpose.FLIP, seed, places, population) < 0.5
+    return _of_items(Purpose.FLIP, seed, batch, population) < 0.5
 
 
-def views(seed: int, places: Places, population: int, count: int) -> Int[np.ndarray, "batch"]:
+def views(seed: int, batch: BatchIndices, population: int, count: int) -> Int[np.ndarray, "batch"]:
     """Which of `count` encodings of each item of a batch is learned from: a die of (seed, epoch, item)."""
-    return (_of_items(Purpose.VIEW, seed, places, population) * count).astype(np.int64)
+    return (_of_items(Purpose.VIEW, seed, batch, population) * count).astype(np.int64)
 
 
-def _of_items(purpose: Purpose, seed: int, places: Places, population: int) -> Float[np.ndarray, "batch"]:
-    result = np.empty(len(places.items))
-    for epoch in np.unique(places.epochs):
-        chosen = places.epochs == epoch
-        result[chosen] = _uniforms(purpose, seed, int(epoch), population)[places.items[chosen]]
+def _of_items(purpose: Purpose, seed: int, batch: BatchIndices, population: int) -> Float[np.ndarray, "batch"]:
+    result = np.empty(len(batch.items))
+    for epoch in np.unique(batch.epochs):
+        chosen = batch.epochs == epoch
+        result[chosen] = _uniforms(purpose, seed, int(epoch), population)[batch.items[chosen]]
     return result
 
 

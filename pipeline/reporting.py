@@ -1,11 +1,16 @@
-"""What a person sees while a command runs. The API is silent by default; the command line passes a Console."""
+"""What a person sees while a command or a training runs: on standard error, so that results can be piped."""
 
+import builtins
+import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import click
 from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Reporter(Protocol):
@@ -36,7 +41,7 @@ class Silent:
 
 
 class Console:
-    """Lines and a progress bar on the standard error stream, so that results can be piped."""
+    """Lines and a progress bar, for a terminal or a notebook."""
 
     def __init__(self) -> None:
         self._bar: tqdm[int] | None = None
@@ -58,11 +63,53 @@ class Console:
     def show(self, values: Mapping[str, float]) -> None:
         """The values at the end of the bar."""
         if self._bar is not None:
-            self._bar.set_postfix_str("  ".join(_value(name, value) for name, value in values.items()), refresh=False)
+            self._bar.set_postfix_str(_in_words(values), refresh=False)
 
 
-def _value(name: str, value: float) -> str:
-    return f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}"
+class Lines:
+    """Lines alone, for a log file: of a loop one every half minute."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        """A line."""
+        click.echo(text, err=True)
+
+    def steps(self, steps: range, description: str) -> Iterator[int]:
+        """The steps, with a line every so often that says how many are done and how long the others will take."""
+        started = said = time.monotonic()
+        self._values = {}
+        for step in steps:
+            yield step
+            now, done = time.monotonic(), step + 1 - steps.start
+            if now - said >= _SECONDS_BETWEEN_LINES and step + 1 < steps.stop:
+                minutes = (now - started) / done * (steps.stop - step - 1) / 60
+                rest = f"{_in_words(self._values)}  " if self._values else ""
+                self.say(f"{description}: {step + 1:,} of {steps.stop:,}  {rest}{minutes:.1f} min left")
+                said = now
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """The values in the next line."""
+        self._values = dict(values)
+
+
+def reporter_for_command(quiet: bool) -> Reporter:
+    """A bar in a terminal, lines elsewhere; nothing if `quiet`, and on all processes but the first."""
+    if quiet or not is_main_process():
+        return Silent()
+    return Console() if sys.stderr.isatty() else Lines()
+
+
+def reporter_for_api() -> Reporter:
+    """A bar in a terminal or a notebook; nothing elsewhere, and on all processes but the first."""
+    in_notebook = hasattr(builtins, "__IPYTHON__")
+    return Console() if is_main_process() and (sys.stderr.isatty() or in_notebook) else Silent()
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, as launchers number them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
@@ -70,3 +117,9 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     pairs = list(rows)
     width = max((len(name) for name, _ in pairs), default=0)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in pairs)
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    return "  ".join(
+        f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in values.items()
+    )

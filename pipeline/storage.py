@@ -10,18 +10,31 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, describe
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
+
+JsonObject: TypeAlias = dict[str, object]  # whatever JSON can say; `validated` makes it a type of ours
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
 
 
 @contextmanager
@@ -74,25 +87,26 @@ def verify(folder: Path) -> None:
     """Raise CheckpointError unless every file of the manifest is there and unchanged."""
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} holds no finished model (no {MANIFEST})")
-    for name, expected in read_json(folder / MANIFEST).items():
+    manifest = folder / MANIFEST
+    for name, expected in validated(manifest, read_json(manifest), dict[str, _File]).items():
         path = folder / Path(name).name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; copy the folder again, or resume from a checkpoint")
         actual = sha256(path)
-        if actual != expected["sha256"]:
+        if actual != expected.sha256:
             raise CheckpointError(
                 f"{path} is damaged: sha256 {actual[:12]}, {path.stat().st_size} bytes; the manifest says "
-                f"{expected['sha256'][:12]}, {expected['bytes']} bytes"
+                f"{expected.sha256[:12]}, {expected.bytes} bytes"
             )
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON under a temporary name, then rename."""
     with atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """A JSON object. Raises CheckpointError when it is missing or not one."""
     try:
         content = json.loads(path.read_text())
@@ -103,6 +117,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
     return content
+
+
+def validated(path: Path, content: JsonObject, kind: type[T]) -> T:
+    """The content of a JSON file as a type of ours. Raises CheckpointError, which names the file."""
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is not a file of this kind: {describe(error)}") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -123,7 +145,7 @@ def load_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
@@ -144,6 +166,16 @@ def sha256(path: Path) -> str:
     """The hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The hash of tensors by name: of names, types, shapes and values, in whatever file or order they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():  # an empty one cannot be seen as bytes
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _umask() -> int:

@@ -3,5 +3,6 @@
 from stage1_vqvae.config import VQVAEConfig
 from stage1_vqvae.levels import Codes
 from stage1_vqvae.model import VQVAE, VQVAEError, VQVAEOutput
+from stage1_vqvae.task import Summary, VQVAETask
 
-__all__ = ["VQVAE", "Codes", "VQVAEConfig", "VQVAEError", "VQVAEOutput"]
+__all__ = ["VQVAE", "Codes", "Summary", "VQVAEConfig", "VQVAEError", "VQVAEOutput", "VQVAETask"]

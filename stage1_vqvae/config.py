@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-# Bottlenecks with a term of the loss that grows with training and works against the error.
+# Bottlenecks with a term of the loss that works against the error, so that the smallest error is not the best model.
 REGULARISED = ("gumbel", "gaussian", "mmd")
 
-# Options that mean something to some bottlenecks alone.
+# Options that apply to some bottlenecks alone.
 _OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "num_codes": ("vq", "gumbel", "fsq"),
@@ -37,79 +37,90 @@ class VQVAEConfig:
     channels: int = Field(default=3, ge=1, description="Channels of an image.", json_schema_extra={"from_data": True})
     height: int = Field(default=32, ge=1, description="Image height, pixels.", json_schema_extra={"from_data": True})
     width: int = Field(default=32, ge=1, description="Image width, pixels.", json_schema_extra={"from_data": True})
-    hidden: int = Field(default=128, ge=2, description="Channels of the encoder's and decoder's feature maps.")
+    hidden: int = Field(default=128, ge=2, description="Channels of the feature maps of encoder and decoder.")
     residual_blocks: int = Field(default=2, ge=0, description="Residual blocks at the resolution of the codes.")
-    residual_channels: int = Field(default=32, ge=1, description="Channels inside a residual block of 3x3 windows.")
+    residual_channels: int = Field(default=32, ge=1, description="Channels inside a residual block with 3x3 kernels.")
     encoder_kernel: Literal[1, 3] = Field(
         default=1,
-        description="Side of the encoder's windows at the resolution of the codes: with 1 a code describes its patch "
-        "and little around it, and maps are easier to learn.",
+        description="Kernel size of the encoder at the resolution of the codes. With 1 a code describes its patch and "
+        "little around it, and code maps are easier for a prior to learn.",
     )
-    halvings: int = Field(
-        default=2, ge=1, le=8, description="Strided convolutions: codes are 2^halvings times smaller."
+    downsampling: int = Field(
+        default=4,
+        ge=2,
+        le=256,
+        description="Height and width of an image over those of its codes: a power of two.",
     )
     bottleneck: Literal["vq", "gumbel", "fsq", "gaussian", "mmd", "none"] = Field(
         default="vq",
-        description="What makes codes. Discrete: vq, the nearest vector of a codebook; gumbel, a categorical variable "
-        "relaxed by Gumbel-softmax (dVAE); fsq, channels rounded to a few levels. Continuous, without a stage 2: "
-        "gaussian (VAE), mmd (Wasserstein autoencoder), none (autoencoder).",
+        description="What turns encoder outputs into codes. Discrete: vq, the nearest vector of a codebook; gumbel, a "
+        "categorical variable relaxed by Gumbel-softmax (dVAE); fsq, channels rounded to a few levels. Continuous, "
+        "without a stage 2: gaussian (VAE), mmd (Wasserstein autoencoder), none (autoencoder).",
     )
-    num_codes: int = Field(default=512, ge=2, description="Codes in the codebook, K; for fsq a product of 2 to 8.")
+    num_codes: int = Field(
+        default=512, ge=2, description="Codes in the codebook, K; for fsq a product of numbers from 2 to 8."
+    )
     code_dim: int = Field(
         default=8,
         ge=1,
-        description="Dimension of a code vector (4 to 16 keeps all codes in use), or numbers a position.",
+        description="Dimension of a code vector (4 to 16 keeps all codes in use); of a continuous bottleneck, numbers "
+        "per position.",
     )
     codebook_rule: Literal["ema", "gradient", "simvq"] = Field(
         default="ema",
-        description="How codes follow the encoder: moving averages; the paper's codebook loss; or simvq, that loss on "
-        "one linear map of all codes.",
+        description="How code vectors follow the encoder: ema, as moving averages of its outputs; gradient, by the "
+        "codebook loss; simvq, by the codebook loss on one linear map that all code vectors share.",
     )
-    unit_codes: bool = Field(default=False, description="Scale codes of vq and encoder outputs to length 1.")
-    levels: int = Field(default=1, ge=1, le=8, description="Levels of codes, of as many codes each.")
+    unit_codes: bool = Field(default=False, description="Scale code vectors of vq and encoder outputs to length 1.")
+    levels: int = Field(default=1, ge=1, le=8, description="Levels of codes, each with a codebook of --num-codes.")
     level_kind: Literal["hierarchical", "residual"] = Field(
         default="hierarchical",
-        description="Levels on grids halved once more each, coarse ones conditioning fine ones (VQ-VAE-2); or on one "
-        "grid, each coding what the ones before left over.",
+        description="hierarchical: each level's grid has twice the height and width of the one before, and coarse "
+        "levels condition fine ones (VQ-VAE-2); residual: all levels are on one grid, and each quantizes the residual "
+        "of those before.",
     )
     likelihood: Literal["mse", "gaussian", "discretized-logistic"] = Field(
         default="mse",
-        description="Reconstruction loss: squared error over the data's variance, or a likelihood of pixels with a "
-        "learned scale, which gives bits/dim.",
+        description="Reconstruction loss: mse, the squared error over the data's variance; or a likelihood of pixels "
+        "with a learned scale, which gives bits/dim.",
     )
     kl_weight: float | None = Field(
         default=None,
         ge=0,
-        description="Of the KL term of gumbel and gaussian [default: 1 with a likelihood, which makes a bound; else "
-        "0.03, what a likelihood of an error of 0.015 amounts to].",
+        description="Weight of the KL term of gumbel and gaussian [default: 1 with a likelihood, so that the loss is "
+        "the negative evidence lower bound; else 0.03, as of a Gaussian likelihood at an NMSE of 0.015].",
     )
-    mmd_weight: float = Field(default=1.0, ge=0, description="Of the discrepancy from N(0, I) of mmd.")
-    adversarial: bool = Field(default=False, description="Add a critic of patches, since squared error blurs.")
-    adversarial_weight: float = Field(default=0.02, gt=0, description="Of the critic's term.")
+    mmd_weight: float = Field(default=1.0, ge=0, description="Weight of the maximum mean discrepancy of mmd.")
+    adversarial: bool = Field(
+        default=False,
+        description="Add a patch discriminator (PatchGAN) against the blur of squared error; its loss starts at 30 % "
+        "of training and is fully weighted at 40 %.",
+    )
+    adversarial_weight: float = Field(default=0.02, gt=0, description="Weight of the adversarial loss.")
     commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss, beta.")
     ema_decay: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="Decay of the moving averages of codes [default: 0.9 to 0.99, so that a code is the mean of about "
-        "200 vectors: slower ones lag behind the encoder].",
+        description="Decay of the codebook's moving averages [default: 0.9 to 0.99, so that a code vector is the mean "
+        "of about 200 encoder outputs; with more it lags behind the encoder].",
     )
     revival_threshold: float = Field(
         default=0.05,
         ge=0,
         lt=1,
-        description="A code used less than this fraction of the mean is moved; 0 never moves.",
+        description="A code used less than this fraction of the mean is moved onto an encoder output; 0: never.",
     )
     revival_ends: float = Field(
         default=0.85,
         ge=0,
         le=1,
-        description="Fraction of the training after which no code is moved any more.",
+        description="Fraction of the training after which unused codes are no longer moved.",
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "VQVAEConfig":
-        problems = [self._untiled()]
+        problems = [self._size_problem()]
         if self.bottleneck == "fsq" and not self.fsq_levels:
             problems.append(f"--num-codes {self.num_codes} is no product of 2 to 8, as fsq needs; 512 is, or 1000")
         if self.levels > 1 and not self.is_discrete:
@@ -126,20 +137,27 @@ class VQVAEConfig:
             raise ValueError("\n".join(filter(None, problems)))
         return self
 
-    def _untiled(self) -> str:
-        """What is wrong with the image's size, if anything."""
-        stride = 2 ** (self.halvings + self._further_halvings)
+    def _size_problem(self) -> str:
+        """What is wrong with the downsampling or with the image size, if anything."""
+        below = 2 ** (self.downsampling.bit_length() - 1)  # the largest power of two that is not greater
+        if self.downsampling != below:
+            return f"--downsampling {self.downsampling} is no power of two; choose {below} or {2 * below}"
+        stride = self._strides[0]
         if self.height % stride == 0 and self.width % stride == 0:
             return ""
         fitting = f"{_round_up(self.height, stride)}x{_round_up(self.width, stride)}"
-        needed = "2^(halvings + levels - 1)" if self._further_halvings else "2^halvings"
+        refined = stride > self.downsampling
+        divisor = "downsampling * 2^(levels - 1)" if refined else "--downsampling"
+        remedies = [f"--image-size {fitting}"]
+        remedies += ["a smaller --downsampling"] if self.downsampling > 2 else []
+        remedies += ["fewer --levels"] if refined else []
         return (
-            f"an image of {self.height}x{self.width} pixels is not divisible by {needed} = {stride}; "
-            f"choose --image-size {fitting}, or fewer --halvings or --levels"
+            f"an image of {self.height}x{self.width} pixels is not divisible by {divisor} = {stride}; "
+            f"choose {', or '.join(remedies)}"
         )
 
     def without_effect(self, given: Iterable[str]) -> list[str]:
-        """Of the options given those that mean nothing here, with what they belong to."""
+        """One message for each of the given options that has no effect here, with what it belongs to."""
         named = set(given)
         idle = {
             name: f"--bottleneck {' or '.join(owners)}"
@@ -161,41 +179,41 @@ class VQVAEConfig:
 
     @property
     def keeps_latest(self) -> bool:
-        """Whether the latest weights are kept, not those of least error: a term of the loss works against it."""
+        """Whether to keep the latest weights, not those of the smallest error: a term of the loss works against it."""
         return self.adversarial or self.bottleneck in REGULARISED
 
     @property
     def values(self) -> int:
-        """Numbers in an image."""
+        """Pixel values of an image: channels * height * width."""
         return self.channels * self.height * self.width
 
     @property
     def kl_scale(self) -> float:
-        """The weight of the KL term where none was asked for."""
+        """The weight of the KL term: `kl_weight`, or its default."""
         return (0.03 if self.likelihood == "mse" else 1.0) if self.kl_weight is None else self.kl_weight
 
     @property
-    def _further_halvings(self) -> int:
-        return self.levels - 1 if self.level_kind == "hierarchical" else 0
+    def _strides(self) -> list[int]:
+        """Height of an image over that of each level's codes, coarsest first."""
+        hierarchical = self.level_kind == "hierarchical"
+        return [self.downsampling * (2**level if hierarchical else 1) for level in reversed(range(self.levels))]
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of each level of codes, coarsest first."""
-        strides = [2 ** (self.halvings + further) for further in range(self._further_halvings, -1, -1)]
-        shapes = tuple((self.height // stride, self.width // stride) for stride in strides)
-        return shapes if self.level_kind == "hierarchical" else shapes * self.levels
+        return tuple((self.height // stride, self.width // stride) for stride in self._strides)
 
     @property
     def fsq_levels(self) -> tuple[int, ...]:
-        """Levels of each channel of fsq, largest first; () if there are none.
+        """Number of levels of each channel of fsq, largest first; () if there are none.
 
-        num_codes as a product of few factors of 8 at most, the smallest of them as large as can be.
+        They multiply to num_codes: as few factors as possible, each of 8 at most, the smallest as large as possible.
         """
         return max(_factors(self.num_codes, 8), key=lambda found: (-len(found), found[::-1]), default=())
 
 
-def belongs(option: str, bottleneck: str) -> bool:
-    """Whether an option means anything to a bottleneck."""
+def applies_to(option: str, bottleneck: str) -> bool:
+    """Whether an option has any effect with a bottleneck."""
     return bottleneck in _OWNERS.get(option, (bottleneck,))
 
 

@@ -2,10 +2,10 @@
 
 Hierarchical levels: Razavi et al. 2019, "Generating Diverse High-Fidelity Images with VQ-VAE-2", section 3.1: the
 coarse level conditions the fine one in the encoder and in the decoder. Residual levels: Lee et al. 2022,
-"Autoregressive Image Generation using Residual Quantization", section 3.1: each codes what the ones before left over.
+"Autoregressive Image Generation using Residual Quantization", section 3.1: each quantizes the residual of those before.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,22 +17,30 @@ from stage1_vqvae.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, 
 from stage1_vqvae.config import VQVAEConfig
 from stage1_vqvae.networks import ResidualStack
 
-Codes = tuple[Tensor, ...]  # a tensor a level, coarsest first: integers (n, height, width), or one of floats
+Codes = tuple[Tensor, ...]  # one tensor per level, coarsest first: integers (n, height, width), or one of floats
 
 
 class LevelsOutput(NamedTuple):
-    """What the decoder sees, and what each level's bottleneck said."""
+    """The decoder's input, and the output of each level's bottleneck, coarsest first."""
 
-    decoded: Float[Tensor, "n dim h w"]
+    decoder_input: Float[Tensor, "n dim h w"]
     levels: tuple[BottleneckOutput, ...]
 
 
-class Levels(nn.Module):
-    """Features (n, hidden, h, w) <-> codes -> what the decoder sees (n, outputs, h, w).
+class LevelsMeasures(NamedTuple):
+    """The decoder's input, and what each level's bottleneck measured: sums by name, coarsest first."""
 
-    Levels are gone through from the coarsest on. `heads` lead from features, less or beside what is known so far, into
-    a bottleneck; `tails` lead out of it, and are added to what is known. A single level, and residual levels of vq,
-    whose code vectors live where the encoder's outputs do, need neither: `entry` leads there once for all.
+    decoder_input: Float[Tensor, "n dim h w"]
+    levels: tuple[dict[str, Tensor], ...]
+
+
+class Levels(nn.Module):
+    """Features (n, hidden, h, w) <-> codes -> the decoder's input (n, outputs, h, w), the sum over all levels.
+
+    `heads` project features into a level's bottleneck, `tails` its vectors into the sum. A single level, and residual
+    levels of vq, whose codebooks and encoder outputs share one space, have neither, only one common `entry`. Only
+    hierarchical levels have `downs`, from the features to those of the next coarser grid, and `ups`, from the sum to
+    the next finer grid.
     """
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -46,139 +54,130 @@ class Levels(nn.Module):
         inputs, outputs, hidden = bottlenecks[0].inputs, bottlenecks[0].outputs, config.hidden
         self.outputs = outputs if self.direct else hidden
         self.entry = nn.Conv2d(hidden, inputs, 1) if self.direct else nn.Identity()
-        seen = [hidden * (2 if self.hierarchical and level else 1) for level in range(config.levels)]
-        self.heads = nn.ModuleList(nn.Identity() if self.direct else nn.Conv2d(width, inputs, 1) for width in seen)
-        self.tails = nn.ModuleList(nn.Identity() if self.direct else nn.Conv2d(outputs, hidden, 1) for _ in seen)
+        widths = [hidden * (2 if self.hierarchical and level else 1) for level in range(config.levels)]
+        self.heads = nn.ModuleList(nn.Identity() if self.direct else nn.Conv2d(width, inputs, 1) for width in widths)
+        self.tails = nn.ModuleList(nn.Identity() if self.direct else nn.Conv2d(outputs, hidden, 1) for _ in widths)
         between = range(config.levels - 1 if self.hierarchical else 0)
         self.downs = nn.ModuleList(_down(config) for _ in between)
         self.ups = nn.ModuleList(_up(config) for _ in between)
 
+    def in_order(self) -> list[Bottleneck]:
+        """The bottlenecks, coarsest first."""
+        return [bottleneck for bottleneck in self.bottlenecks if isinstance(bottleneck, Bottleneck)]
+
     def forward(self, features: Float[Tensor, "n hidden h w"], progress: float) -> LevelsOutput:
         """Through every bottleneck, with gradients."""
+        descent = Descent(self, features)
         outputs: list[BottleneckOutput] = []
-
-        def through(bottleneck: Bottleneck, seen: Tensor) -> Tensor:
-            outputs.append(bottleneck(seen, progress))
-            return outputs[-1].quantised
-
-        return LevelsOutput(self._descend(features, through), tuple(outputs))
+        for bottleneck in self.in_order():
+            outputs.append(bottleneck(descent.inputs(), progress))
+            descent.add(outputs[-1].quantized)
+        return LevelsOutput(descent.total, tuple(outputs))
 
     def encode(self, features: Float[Tensor, "n hidden h w"]) -> Codes:
         """The codes of each level."""
+        descent = Descent(self, features)
         codes: list[Tensor] = []
-
-        def through(bottleneck: Bottleneck, seen: Tensor) -> Tensor:
-            codes.append(bottleneck.encode(seen))
-            return bottleneck.decode(codes[-1])
-
-        self._descend(features, through)
+        for bottleneck in self.in_order():
+            codes.append(bottleneck.encode(descent.inputs()))
+            descent.add(bottleneck.decode(codes[-1]))
         return tuple(codes)
 
     def decode(self, codes: Codes) -> Float[Tensor, "n dim h w"]:
-        """What the decoder sees; levels that are missing, the finest ones, stand at their mean."""
-        known: Tensor | None = None
-        for level, bottleneck in enumerate(self._bottlenecks()):
+        """The decoder's input. In place of levels left out, the finest ones, their mean vector is decoded."""
+        descent = Descent(self)
+        for level, bottleneck in enumerate(self.in_order()):
             if level < len(codes):
-                vectors = bottleneck.decode(codes[level])
+                descent.add(bottleneck.decode(codes[level]))
             else:
                 assert isinstance(bottleneck, DiscreteBottleneck)
                 height, width = self.config.grids[level]
-                vectors = repeat(bottleneck.mean_vector(), "dim -> n dim h w", n=len(codes[0]), h=height, w=width)
-            known = self._grown(level, self._before(level, known), vectors)
-        assert known is not None
-        return known
+                descent.add(repeat(bottleneck.mean_vector(), "dim -> n dim h w", n=len(codes[0]), h=height, w=width))
+        return descent.total
 
     def sample(
         self, features: Float[Tensor, "n hidden h w"], noise: Float[Tensor, "n c rows columns"]
     ) -> Float[Tensor, "n d h w"]:
-        """What the decoder sees of a draw from the posterior; `noise` is from N(0, 1), of the first level's shape."""
-        return self._descend(features, lambda bottleneck, seen: bottleneck.sample(seen, noise))
+        """The decoder's input for a sample of the posterior; `noise` is from N(0, 1), of the first level's shape."""
+        descent = Descent(self, features)
+        for bottleneck in self.in_order():
+            descent.add(bottleneck.sample(descent.inputs(), noise))
+        return descent.total
 
-    def measure(self, features: Float[Tensor, "n hidden h w"]) -> tuple[Float[Tensor, "n d h w"], dict[str, Tensor]]:
-        """What the decoder sees, and sums over the codes of each level for `summarise`."""
-        measured: list[dict[str, Tensor]] = []
-
-        def through(bottleneck: Bottleneck, seen: Tensor) -> Tensor:
-            output = bottleneck(seen, 1.0)
-            measured.append(bottleneck.measure(seen, output.codes))
-            return output.quantised
-
-        decoded = self._descend(features, through)
-        return decoded, {f"{level}/{name}": sums[name] for level, sums in enumerate(measured) for name in sums}
-
-    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """The health of each level's codes; of several levels each name ends in the level's number."""
-        result: dict[str, float] = {}
-        for level, bottleneck in enumerate(self._bottlenecks()):
-            own = {name.partition("/")[2]: value for name, value in sums.items() if name.startswith(f"{level}/")}
-            result |= {self.name(name, level): value for name, value in bottleneck.summarise(own).items()}
-        return result
-
-    def name(self, metric: str, level: int) -> str:
-        """A metric's name, with the number of its level where there are several."""
-        return f"{metric}_{level}" if len(self.bottlenecks) > 1 else metric
+    def measure(self, features: Float[Tensor, "n hidden h w"]) -> LevelsMeasures:
+        """The decoder's input, and each level's sums for the `summarise` of its bottleneck."""
+        descent = Descent(self, features)
+        measures: list[dict[str, Tensor]] = []
+        for bottleneck in self.in_order():
+            inputs = descent.inputs()
+            output = bottleneck(inputs, 1.0)
+            measures.append(bottleneck.measure(inputs, output.codes))
+            descent.add(output.quantized)
+        return LevelsMeasures(descent.total, tuple(measures))
 
     def initialise(self, batches: Sequence[Float[Tensor, "n hidden h w"]], generator: torch.Generator) -> None:
-        """Fit each bottleneck to what it will see, once those before it are fitted."""
-        for level, bottleneck in enumerate(self._bottlenecks()):
-            seen = [rearrange(self._seen_by(level, batch), "n dim h w -> (n h w) dim") for batch in batches]
-            bottleneck.initialise(seen, generator)
+        """Fit each bottleneck to its inputs on all batches, once those before it are fitted."""
+        descents = [Descent(self, features) for features in batches]
+        for bottleneck in self.in_order():
+            inputs = [descent.inputs() for descent in descents]
+            bottleneck.initialise([rearrange(batch, "n dim h w -> (n h w) dim") for batch in inputs], generator)
+            for descent, batch in zip(descents, inputs, strict=True):
+                descent.add(bottleneck.decode(bottleneck.encode(batch)))
 
-    def _seen_by(self, level: int, features: Tensor) -> Tensor:
-        seen_by: list[Tensor] = []
 
-        def through(bottleneck: Bottleneck, seen: Tensor) -> Tensor:
-            seen_by.append(seen)
-            return bottleneck.decode(bottleneck.encode(seen))
+class Descent:
+    """One walk of a batch through the levels, coarsest first: for each, `inputs` of its bottleneck, then `add`.
 
-        self._descend(features, through)
-        return seen_by[level]
+    `total` is the sum of all vectors added so far, on the grid of the last level. It conditions the next level: of
+    hierarchical levels it is upsampled and concatenated with the features, of residual ones subtracted from them.
+    """
 
-    def _bottlenecks(self) -> list[Bottleneck]:
-        return [bottleneck for bottleneck in self.bottlenecks if isinstance(bottleneck, Bottleneck)]
+    total: Tensor
 
-    def _descend(self, features: Tensor, through: Callable[[Bottleneck, Tensor], Tensor]) -> Tensor:
-        known: Tensor | None = None
-        pyramid = self._pyramid(features)
-        for level, bottleneck in enumerate(self._bottlenecks()):
-            before = self._before(level, known)
-            seen = self.heads[level](self._beside(pyramid[level], before))
-            known = self._grown(level, before, through(bottleneck, seen))
-        assert known is not None
-        return known
+    def __init__(self, levels: Levels, features: Tensor | None = None) -> None:
+        """Without features there are no `inputs`: codes are decoded by `add` alone."""
+        self._levels = levels
+        self._level = 0
+        self._context: Tensor | None = None  # the sum so far, on the grid of the level that comes next
+        self._pyramid = [] if features is None else self._features_of_each_level(features)
 
-    def _pyramid(self, features: Tensor) -> list[Tensor]:
-        """The features that each level looks at, coarsest first."""
-        if not self.hierarchical:
-            return [self.entry(features)] * len(self.bottlenecks)
+    def inputs(self) -> Tensor:
+        """The inputs of the next level's bottleneck (n, inputs, h, w)."""
+        features, context = self._pyramid[self._level], self._context
+        if context is not None and self._levels.hierarchical:
+            features = torch.cat([features, context.to(features.dtype)], 1)
+        elif context is not None:
+            features = features - context
+        return self._levels.heads[self._level](features)
+
+    def add(self, vectors: Tensor) -> None:
+        """Add the quantized vectors of a level (n, outputs, h, w), and go on to the next."""
+        projected = self._levels.tails[self._level](vectors)
+        self.total = projected if self._context is None else self._context + projected
+        self._level += 1
+        if self._level < len(self._levels.bottlenecks):
+            self._context = self._on_next_grid(self.total)
+
+    def _features_of_each_level(self, features: Tensor) -> list[Tensor]:
+        if not self._levels.hierarchical:
+            return [self._levels.entry(features)] * len(self._levels.bottlenecks)
         grids = [features]
-        for down in self.downs:
+        for down in self._levels.downs:
             grids.append(down(grids[-1]))
         return grids[::-1]
 
-    def _before(self, level: int, known: Tensor | None) -> Tensor | None:
-        """What is known before a level, on its grid."""
-        if known is None:
-            return None
-        if self.hierarchical:
-            return self.ups[level - 1](known)
-        return known.detach() if self.direct else known  # the straight-through gradient passes once, not once a level
-
-    def _beside(self, features: Tensor, before: Tensor | None) -> Tensor:
-        if before is None:
-            return features
-        return torch.cat([features, before.to(features.dtype)], 1) if self.hierarchical else features - before
-
-    def _grown(self, level: int, before: Tensor | None, vectors: Tensor) -> Tensor:
-        own = self.tails[level](vectors)
-        return own if before is None else before + own
+    def _on_next_grid(self, total: Tensor) -> Tensor:
+        if self._levels.hierarchical:
+            return self._levels.ups[self._level - 1](total)
+        # Without detach the straight-through gradient would reach the encoder once per level, not once.
+        return total.detach() if self._levels.direct else total
 
 
 def _down(config: VQVAEConfig) -> nn.Module:
-    halving = nn.Conv2d(config.hidden, config.hidden, 4, stride=2, padding=1)
-    return nn.Sequential(halving, nn.ReLU(), ResidualStack(config, config.encoder_kernel))
+    convolution = nn.Conv2d(config.hidden, config.hidden, 4, stride=2, padding=1)
+    return nn.Sequential(convolution, nn.ReLU(), ResidualStack(config, config.encoder_kernel))
 
 
 def _up(config: VQVAEConfig) -> nn.Module:
-    doubling = nn.ConvTranspose2d(config.hidden, config.hidden, 4, stride=2, padding=1)
-    return nn.Sequential(ResidualStack(config, 3), doubling)
+    convolution = nn.ConvTranspose2d(config.hidden, config.hidden, 4, stride=2, padding=1)
+    return nn.Sequential(ResidualStack(config, 3), convolution)

@@ -1,26 +1,15 @@
-"""The VQ-VAE: images to codes and back, and its training loss.
+"""The VQ-VAE as a network: images to codes and back. Its losses and metrics are in task.py."""
 
-This package knows no file, no argument and no process: the loop that trains it adds up its statistics over
-micro-batches and processes, and hands them back to `update`.
-"""
-
-import math
-import zlib
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from stage1_vqvae.bottlenecks import Bottleneck, Reset, Statistics
-from stage1_vqvae.bottlenecks.base import BottleneckOutput
-from stage1_vqvae.bottlenecks.codebook import perplexity
+from stage1_vqvae.bottlenecks import BottleneckOutput
 from stage1_vqvae.config import VQVAEConfig
-from stage1_vqvae.critic import Critic, heard
 from stage1_vqvae.levels import Codes, Levels
-from stage1_vqvae.loss import Likelihood, reconstruction_loss
+from stage1_vqvae.losses import make_likelihood
 from stage1_vqvae.networks import Decoder, Encoder
 
 
@@ -29,21 +18,24 @@ class VQVAEError(ValueError):
 
 
 class VQVAEOutput(NamedTuple):
-    """One forward pass. `loss` carries the gradient; `metrics` are detached scalars; `statistics` are the levels'."""
+    """One forward pass: images on [-1/2, 1/2], with gradients, and the output of each level's bottleneck."""
 
-    loss: Float[Tensor, ""]
-    metrics: dict[str, Tensor]
-    statistics: tuple[Statistics, ...]
     reconstruction: Float[Tensor, "n c h w"]
-    codes: Codes
+    levels: tuple[BottleneckOutput, ...]
+
+    @property
+    def codes(self) -> Codes:
+        """The codes of each level, coarsest first."""
+        return tuple(level.codes for level in self.levels)
 
 
 class VQVAE(nn.Module):
     """Encoder, levels of codes and decoder (van den Oord et al. 2017).
 
     Images are uint8 (n, channels, height, width) on both sides; the normalisation to [-1/2, 1/2] is inside.
-    `data_variance` is the global variance of the training pixels on [0, 1]; it scales the squared error, so that 1 is
-    what predicting one constant grey for all pixels costs.
+    `likelihood` is the distribution of pixels around the reconstruction, None where the loss is the squared error.
+    `data_variance` is the global variance of the training pixels on [0, 1]; it scales the squared error, so that
+    predicting one constant grey for all pixels has an NMSE of 1.
     """
 
     data_variance: Tensor
@@ -55,50 +47,33 @@ class VQVAE(nn.Module):
         self.encoder = Encoder(config)
         self.levels = Levels(config)
         self.decoder = Decoder(config, self.levels.outputs)
-        self.reconstruction_loss = reconstruction_loss(config, data_variance)
-        self.critic = Critic(config) if config.adversarial else None
+        self.likelihood = make_likelihood(config, data_variance)
 
     def forward(self, images: UInt8[Tensor, "n c h w"], progress: float = 0.0) -> VQVAEOutput:
-        """The reconstruction loss, the bottlenecks' own terms (equation 3), and in training the critic's.
+        """Reconstruct images through the bottlenecks, with gradients; the reconstruction is on [-1/2, 1/2], in float32.
 
-        `progress` is step / total steps, for schedules.
+        `progress` is step / total steps, for the schedules of the bottlenecks.
         """
-        target = self._normalise(images)
-        passed = self.levels(self.encoder(target), progress)
-        reconstruction, target = self.decoder(passed.decoded).float(), target.float()
-        nmse = F.mse_loss(reconstruction, target) / self.data_variance
-        own = torch.stack([level.loss for level in passed.levels]).sum()
-        loss = self.reconstruction_loss(reconstruction, target, nmse) + own
-        metrics = {"nmse": nmse.detach(), "bottleneck_loss": own.detach(), **self._metrics(passed.levels)}
-        if self.critic is not None and self.training:
-            judged = self.critic.losses(target, reconstruction)
-            loss = loss + judged.critic + self.config.adversarial_weight * heard(progress) * judged.decoder
-            metrics |= {"critic_loss": judged.critic.detach()}
-        statistics = tuple(level.statistics for level in passed.levels if level.statistics is not None)
-        return VQVAEOutput(loss, metrics, statistics, reconstruction, tuple(level.codes for level in passed.levels))
+        output = self.levels(self.encoder(self.normalise(images)), progress)
+        return VQVAEOutput(self.decoder(output.decoder_input).float(), output.levels)
 
-    def _metrics(self, levels: tuple[BottleneckOutput, ...]) -> dict[str, Tensor]:
-        metrics: dict[str, Tensor] = {}
-        for number, level in enumerate(levels):
-            own = dict(level.metrics)
-            if level.statistics is not None:
-                own["perplexity"] = perplexity(level.statistics.sums[:, -1].double())
-            metrics |= {self.levels.name(name, number): value for name, value in own.items()}
-        return metrics
+    def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Images on [-1/2, 1/2], as the encoder takes and the decoder gives them, in the model's precision."""
+        return images.to(self.data_variance.dtype).div(255).sub(0.5)
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "n c h w"]) -> Codes:
-        """Images to codes: one tensor a level, int64 (n, rows, columns) with 0 <= code < num_codes; of a continuous
-        bottleneck one of floats (n, code_dim, rows, columns).
+        """Images to codes: one tensor per level, int64 (n, rows, columns) with 0 <= code < num_codes; of a continuous
+        bottleneck floats (n, code_dim, rows, columns).
 
         Raises VQVAEError when the images are not uint8 of the model's channels, height and width.
         """
         self._check_images(images)
-        return self.levels.encode(self.encoder(self._normalise(images)))
+        return self.levels.encode(self.encoder(self.normalise(images)))
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> UInt8[Tensor, "n c h w"]:
-        """Codes to images. Of several levels the finest may be left out; they stand at their mean.
+        """Codes to images. Of several levels the finest may be left out: their mean is decoded in place of them.
 
         Raises VQVAEError when a code, a shape or the number of levels does not fit.
         """
@@ -108,88 +83,30 @@ class VQVAE(nn.Module):
         return ((reconstruction.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
 
     @torch.no_grad()
-    def initialise(self, batches: Sequence[UInt8[Tensor, "n c h w"]], generator: torch.Generator) -> None:
-        """Fit the codebooks to the untrained encoder's outputs on a few batches of the training size."""
-        self.levels.initialise([self.encoder(self._normalise(batch)) for batch in batches], generator)
-
-    def update(self, statistics: Sequence[Statistics], progress: float, generator: torch.Generator) -> list[Reset]:
-        """Once a step, after the optimizer, with the statistics of the whole batch. Returns replaced rows."""
-        if not self.config.is_discrete:
-            return []
-        levels = zip(self.levels.bottlenecks, statistics, strict=True)
-        return [reset for level, own in levels for reset in cast(Bottleneck, level).update(own, progress, generator)]
-
-    @property
-    def undecayed(self) -> list[nn.Parameter]:
-        """Parameters that weight decay must leave alone: learned codebooks, whose scale the encoder sets; scales."""
-        return [*self.levels.bottlenecks.parameters(), *self.reconstruction_loss.parameters()]
-
-    @property
-    def adversaries(self) -> list[nn.Parameter]:
-        """Parameters that are trained against the others."""
-        return [] if self.critic is None else list(self.critic.parameters())
-
-    @property
-    def kept_by(self) -> str | None:
-        """The held-out value by which the best weights are kept; None for the latest."""
-        return None if self.config.keeps_latest else "nmse"
-
-    @torch.no_grad()
-    def evaluate(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Tensor]:
-        """Sums over a batch that add up over a whole split; `summarise` turns them into numbers."""
-        target = self._normalise(images)
-        features = self.encoder(target)
-        decoded, sums = self.levels.measure(features)
-        error = (self.decoder(decoded).float() - target.float()).double().square().sum()
-        sums |= {"squared_error": error, "images": error.new_tensor(images.shape[0])}
-        if isinstance(self.reconstruction_loss, Likelihood):
-            sums["pixel_nats"] = self._pixel_nats(images, self.reconstruction_loss)
-        return sums
-
-    @torch.no_grad()
     def pixel_nats(self, images: UInt8[Tensor, "n c h w"], codes: Codes) -> Float[Tensor, "n"] | None:
-        """-ln P(image | its codes) in nats, where the decoder is a likelihood."""
-        if not isinstance(self.reconstruction_loss, Likelihood):
+        """-ln P(image | its codes) in nats per image; None without a likelihood."""
+        if self.likelihood is None:
             return None
         reconstruction = self.decoder(self.levels.decode(codes))
-        return self.reconstruction_loss.nats(reconstruction.double(), images).sum((1, 2, 3))
+        return self.likelihood.nats(reconstruction.double(), images).sum((1, 2, 3))
 
-    def _pixel_nats(self, images: UInt8[Tensor, "n c h w"], likelihood: Likelihood) -> Float[Tensor, ""]:
-        """What pixels cost given a draw of the codes; in full precision, as bfloat16 moves them by a grey value."""
-        shape = (self.levels.code_dim, *self.config.grids[0])
-        with torch.autocast(images.device.type, enabled=False):
-            noise = _noise_of(images, shape).to(self.data_variance)
-            drawn = self.decoder(self.levels.sample(self.encoder(self._normalise(images)), noise))
-            return likelihood.nats(drawn.double(), images).sum()
+    def code_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the state_dict that decide what codes mean: encoder and levels with their bottlenecks.
 
-    def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """NMSE, PSNR (dB), the health of the codes over the split that `sums` were added up over, and bits.
-
-        `bits_an_image` is what codes cost under N(0, I) or, where they are integers, each as probable as any other;
-        `bits_per_dim` adds the pixels under a likelihood: a bound on what an image costs.
+        A hash of them identifies codes and the priors trained on them. The decoder is not among them, so it may be
+        trained further or replaced while codes and priors stay valid.
         """
-        values = sums["images"] * self.config.values
-        mse = sums["squared_error"] / values
-        result = {
-            "nmse": float(mse / self.data_variance.to(mse)),
-            "psnr": float(-10 * mse.clamp(min=1e-12).log10()),
-            **self.levels.summarise(sums),
-        }
-        if self.config.is_discrete:
-            result |= {self.levels.name("bits_an_image", i): bits for i, bits in enumerate(self.code_bits)}
-        bits = [value for name, value in result.items() if name.startswith("bits_an_image")]
-        if "pixel_nats" in sums and bits:
-            pixels = float(sums["pixel_nats"] / values) / math.log(2)
-            result["bits_per_dim"] = pixels + sum(bits) / self.config.values
-        return result
+        return self._tensors_of("encoder.", "levels.")
 
-    @property
-    def code_bits(self) -> tuple[float, ...]:
-        """Bits of an image's codes at each level, each code as probable as any other."""
-        return tuple(rows * columns * math.log2(self.config.num_codes) for rows, columns in self.config.grids)
+    def decoder_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the state_dict that turn codes into images: the decoder, and the scale of the likelihood.
 
-    def _normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return images.to(self.data_variance.dtype).div(255).sub(0.5)
+        A hash of them identifies a decoder. `data_variance`, which only scales the loss, is in neither.
+        """
+        return self._tensors_of("decoder.", "likelihood.")
+
+    def _tensors_of(self, *prefixes: str) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
 
     def _check_images(self, images: Tensor) -> None:
         expected = (self.config.channels, self.config.height, self.config.width)
@@ -214,10 +131,3 @@ class VQVAE(nn.Module):
         if any(not 0 <= least <= most < self.config.num_codes for least, most in bounds):
             least, greatest = min(bound[0] for bound in bounds), max(bound[1] for bound in bounds)
             raise VQVAEError(f"codes must lie in [0, {self.config.num_codes}); got {least} to {greatest}")
-
-
-def _noise_of(images: UInt8[Tensor, "n c h w"], shape: tuple[int, ...]) -> Float[Tensor, "n ..."]:
-    """N(0, 1) as a function of each image alone, whatever its batch and process."""
-    seeds = [zlib.crc32(image.tobytes()) for image in images.cpu().numpy()]
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise) if noise else torch.zeros(0, *shape)

@@ -1,9 +1,9 @@
 """The encoder and the decoder: strided convolutions and residual blocks.
 
 van den Oord et al. 2017, "Neural Discrete Representation Learning", section 4.1: stride-2 convolutions with
-4x4 windows, then residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder is the mirror image. Unlike the paper's, the
-encoder's windows after the last halving are 1x1 by default. A code then describes its patch and little around it;
-otherwise the code of an empty corner tells of what lies in the middle, and a prior has to learn all of that again.
+4x4 kernels, then residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder is the mirror image. Unlike the paper's, the
+encoder's kernels after the last strided convolution are 1x1 by default. A code then describes its patch and little
+around it; otherwise the code of an empty corner depends on the middle, and a prior has to learn that dependence.
 """
 
 from itertools import pairwise
@@ -15,7 +15,7 @@ from stage1_vqvae.config import VQVAEConfig
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv(relu(x)))): shape (n, channels, h, w) is kept."""
+    """x + conv1x1(relu(conv(relu(x)))), of the same shape (n, channels, h, w)."""
 
     def __init__(self, channels: int, inner_channels: int, kernel: int) -> None:
         super().__init__()
@@ -27,18 +27,19 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualStack(nn.Sequential):
-    """The residual blocks of a config, with windows of this side, then a ReLU."""
+    """The residual blocks of a config, with kernels of this size, then a ReLU."""
 
     def __init__(self, config: VQVAEConfig, kernel: int) -> None:
-        # A 1x1 window is cheap: the block can be as wide inside as outside.
+        # A 1x1 kernel is cheap: the block can be as wide inside as outside.
         inner_channels = config.hidden if kernel == 1 else config.residual_channels
         blocks = [ResidualBlock(config.hidden, inner_channels, kernel) for _ in range(config.residual_blocks)]
         super().__init__(*blocks, nn.ReLU())
 
 
 def feature_widths(config: VQVAEConfig) -> list[int]:
-    """Channels after each halving: half the width at the first of several (most pixels), else the full width."""
-    return [config.hidden // 2 if i == 0 and config.halvings > 1 else config.hidden for i in range(config.halvings)]
+    """Channels after each strided convolution: half the width after the first of several (most pixels), else all."""
+    count = config.downsampling.bit_length() - 1  # log2 of a power of two
+    return [config.hidden // 2 if i == 0 and count > 1 else config.hidden for i in range(count)]
 
 
 class Encoder(nn.Sequential):
@@ -46,12 +47,12 @@ class Encoder(nn.Sequential):
 
     def __init__(self, config: VQVAEConfig) -> None:
         widths = [config.channels, *feature_widths(config)]
-        halvings: list[nn.Module] = []
+        strided: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
-            halvings += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
+            strided += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
         kernel = config.encoder_kernel
         entry = nn.Conv2d(config.hidden, config.hidden, kernel, padding=kernel // 2)
-        super().__init__(*halvings, entry, ResidualStack(config, kernel))
+        super().__init__(*strided, entry, ResidualStack(config, kernel))
 
 
 class Decoder(nn.Sequential):
@@ -59,8 +60,8 @@ class Decoder(nn.Sequential):
 
     def __init__(self, config: VQVAEConfig, inputs: int) -> None:
         widths = [*reversed(feature_widths(config)), config.channels]
-        doublings: list[nn.Module] = []
+        transposed: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
-            doublings += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
+            transposed += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
         entry = nn.Conv2d(inputs, config.hidden, 3, padding=1)
-        super().__init__(entry, ResidualStack(config, 3), *doublings[:-1])  # no ReLU on the image itself
+        super().__init__(entry, ResidualStack(config, 3), *transposed[:-1])  # no ReLU on the image itself

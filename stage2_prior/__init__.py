@@ -1,31 +1,52 @@
-"""Stage 2: learn how maps of codes are distributed, and draw new ones."""
+"""Stage 2: learn how code maps are distributed, and draw new ones."""
 
-from stage2_prior.config import PixelCNNConfig, PriorConfig
-from stage2_prior.guidance import GuidedStepper, stepper_of
-from stage2_prior.kinds import make_prior
-from stage2_prior.pixelcnn import PixelCNN
-from stage2_prior.pixelsnail import PixelSNAIL
-from stage2_prior.prior import CodeBatch, Prior, PriorError, PriorOutput, PriorTask, Stepper, code_nats
-from stage2_prior.sampling import Drawn, Noise, PrefixStepper, Warp, draw
+from stage2_prior.config import PriorConfig
+from stage2_prior.priors import make_prior
+from stage2_prior.priors.base import Prior, PriorError, Stepper, code_nats
+from stage2_prior.priors.pixelcnn import PixelCNN
+from stage2_prior.priors.pixelsnail import PixelSNAIL
+from stage2_prior.sampling.completion import (
+    ClassProposal,
+    choose_candidate,
+    draw_classes,
+    draws_before_known,
+    known_nats_per_class,
+    propose_classes,
+)
+from stage2_prior.sampling.draw import Noise, PrefixStepper, SampledCodes, draw
+from stage2_prior.sampling.guidance import GuidedStepper, stepper_of
+from stage2_prior.sampling.levels import SampledLevels, draw_levels
+from stage2_prior.sampling.options import SamplingOptions
+from stage2_prior.sampling.scoring import mixture_bits
+from stage2_prior.task import CodeBatch, PriorTask, PriorTaskOutput, Summary
 
 __all__ = [
+    "ClassProposal",
     "CodeBatch",
-    "Drawn",
     "GuidedStepper",
     "Noise",
     "PixelCNN",
-    "PixelCNNConfig",
     "PixelSNAIL",
     "PrefixStepper",
     "Prior",
     "PriorConfig",
     "PriorError",
-    "PriorOutput",
     "PriorTask",
+    "PriorTaskOutput",
+    "SampledCodes",
+    "SampledLevels",
+    "SamplingOptions",
     "Stepper",
-    "Warp",
+    "Summary",
+    "choose_candidate",
     "code_nats",
     "draw",
+    "draw_classes",
+    "draw_levels",
+    "draws_before_known",
+    "known_nats_per_class",
     "make_prior",
+    "mixture_bits",
+    "propose_classes",
     "stepper_of",
 ]

@@ -19,54 +19,61 @@ class PriorConfig:
     height: int = Field(default=8, ge=1, description="Rows of a code map.", json_schema_extra={"from_data": True})
     width: int = Field(default=8, ge=1, description="Columns of a code map.", json_schema_extra={"from_data": True})
     num_codes: int = Field(
-        default=512, ge=2, description="Codes of the level, K.", json_schema_extra={"from_data": True}
+        default=512, ge=2, description="Number of codes of the level, K.", json_schema_extra={"from_data": True}
     )
     num_classes: int = Field(
         default=0,
         ge=0,
-        description="Classes to condition on; 0 for none.",
+        description="Number of classes to condition on; 0 for none.",
         json_schema_extra={"from_data": True},
     )
     coarser: tuple[int, ...] = Field(
         default=(),
-        description="Number of codes of each coarser level that comes before, coarsest first.",
+        description="Number of codes of each coarser level, coarsest first.",
         json_schema_extra={"from_data": True},
     )
     prior: Literal["pixelcnn", "pixelsnail"] = Field(
         default="pixelcnn",
-        description="Causal network: pixelcnn, two stacks of gated convolutions; pixelsnail, gated residual blocks "
+        description="Network: pixelcnn, two stacks of gated causal convolutions; pixelsnail, gated residual blocks "
         "with causal attention.",
     )
-    hidden: int = Field(default=128, ge=1, description="Channels of the features.")
-    layers: int = Field(default=10, ge=1, description="Gated layers.")
-    kernel: int = Field(default=3, ge=3, description="Side of a layer's window, odd; only its causal taps exist.")
-    first_kernel: int = Field(default=7, ge=3, description="Side of the first layer's window, odd.")
+    hidden: int = Field(default=128, ge=1, description="Channels of every layer.")
+    layers: int = Field(default=10, ge=1, description="Number of gated layers.")
+    kernel: int = Field(
+        default=3, ge=3, description="Kernel size of the layers, odd; only the causal part of a kernel has weights."
+    )
+    first_kernel: int = Field(default=7, ge=3, description="Kernel size of the first layer, odd.")
     head: int = Field(default=256, ge=1, description="Channels between the last layer and the logits.")
     attention_every: int = Field(
-        default=4, ge=1, description="Layers between attentions; one follows the last layer too."
+        default=4, ge=1, description="Gated layers per attention layer; an attention layer also follows the last one."
     )
     attention_heads: int | None = Field(
         default=None,
         ge=1,
-        description="Heads, all of which ask the same keys and values [default: one for every 16 channels].",
+        description="Heads; all share one set of keys and values (multi-query attention) "
+        "[default: one for every 16 channels].",
     )
     condition_blocks: int = Field(
         default=2, ge=0, description="Residual blocks of the network that reads the coarser levels."
     )
     dropout: float = Field(
-        default=0.2, ge=0, lt=1, description="Dropout in every layer: 0.1 (much data) to 0.5 (little)."
+        default=0.2, ge=0, lt=1, description="Dropout rate in every layer: from 0.1 (much data) to 0.5 (little data)."
     )
     code_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="Chance that a training step hides a code from what comes after it."
+        default=0.1, ge=0, lt=1, description="Probability that a training step hides a code from all later positions."
     )
     label_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Chance that a training step hides an image's class, as guidance needs."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Probability that a training step hides the class of an image; guidance needs more than 0.",
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PriorConfig":
-        even = [f"{name} = {size}" for name, size in self._kernels().items() if size % 2 == 0]
-        problems = [f"a causal window has a centre, so its side is odd; got {', '.join(even)}"] if even else []
+        kernels = {"kernel": self.kernel, "first_kernel": self.first_kernel}
+        even = [f"{name} = {size}" for name, size in kernels.items() if size % 2 == 0]
+        problems = [f"a causal window has a centre, so its size is odd; got {', '.join(even)}"] if even else []
         if self.prior == "pixelsnail" and self.hidden % self.heads:
             problems.append(f"--hidden {self.hidden} is not divisible by --attention-heads {self.attention_heads}")
         if problems:
@@ -74,7 +81,7 @@ class PriorConfig:
         return self
 
     def without_effect(self, given: Iterable[str]) -> list[str]:
-        """Of the options given those that mean nothing here, with what they belong to."""
+        """One message for each of the given options that has no effect on this prior."""
         named = set(given)
         idle = dict.fromkeys(named & set(_ATTENTION), "--prior pixelsnail") if self.prior == "pixelcnn" else {}
         if not self.coarser and "condition_blocks" in named:
@@ -85,24 +92,18 @@ class PriorConfig:
 
     @property
     def heads(self) -> int:
-        """Heads of attention: as asked for, or as many of 16 channels or a little more as divide all channels."""
+        """Attention heads: as configured, or as many as divide the channels into parts of 16 or a little more."""
         divisors = [count for count in range(1, max(1, self.hidden // 16) + 1) if self.hidden % count == 0]
         return self.attention_heads or divisors[-1]
 
     @property
     def positions(self) -> int:
-        """Codes of a map."""
+        """Number of codes of a map."""
         return self.height * self.width
 
     @property
     def reach(self) -> int | None:
-        """How many rows up and columns to the left the logits of a position depend on; None for all there are."""
+        """How many rows up and columns to the left the logits of a position depend on; None for no limit."""
         if self.prior == "pixelsnail":
             return None
         return self.first_kernel // 2 + (self.layers - 1) * (self.kernel // 2)
-
-    def _kernels(self) -> dict[str, int]:
-        return {"kernel": self.kernel, "first_kernel": self.first_kernel}
-
-
-PixelCNNConfig = PriorConfig  # its name when there was one prior

@@ -1,6 +1,8 @@
-"""The stages know neither each other nor the pipeline, and no code of ours reads or writes a pickle."""
+"""Who may know whom: the stages neither each other nor the pipeline; and no code of ours reads or writes a pickle."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,17 +10,33 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("stage1_vqvae", "stage2_prior", "pipeline")
 
+# What each room of the pipeline may import of the others; files outside the rooms are open to all.
+ROOMS = {
+    "config": set(),
+    "data": {"config"},
+    "runs": {"config", "data"},
+    "training": {"config", "data", "runs"},
+    "sampling": {"config", "data", "runs"},
+    "evaluation": {"config", "data", "runs", "training", "sampling"},
+    "cli": {"config", "data", "runs", "training", "sampling", "evaluation"},
+}
 
-def imports(path: Path) -> set[str]:
-    """Top-level names of all modules that a file imports, wherever in it."""
+
+def modules(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, wherever in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(str(node.module).split(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
     return names
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of all modules that a file imports."""
+    return {name.split(".")[0] for name in modules(path)}
 
 
 def files(package: str) -> list[Path]:
@@ -58,6 +76,57 @@ def test_a_stage_touches_no_file_no_argument_and_no_process(package: str) -> Non
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
         }
         assert not called & {"open", "print", "input"}, path
+
+
+def test_every_room_of_the_pipeline_has_its_rule() -> None:
+    folders = {path.parent.name for path in (ROOT / "pipeline").glob("*/*.py")}
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    for path in files(f"pipeline/{room}"):
+        known = {name.split(".")[1] for name in modules(path) if name.startswith("pipeline.")}
+        assert known & set(ROOMS) <= ROOMS[room] | {room}, path
+
+
+def test_what_lies_outside_the_rooms_imports_none_but_options() -> None:
+    for path in (ROOT / "pipeline").glob("[!_]*.py"):
+        known = {name.split(".")[1] for name in modules(path) if name.startswith("pipeline.")}
+        assert known & set(ROOMS) <= {"config"}, path
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The modules of ours that a statement brings into a new interpreter."""
+    show = "import sys; print(*(name for name in sys.modules if name.partition('.')[0] in sys.argv[1:]))"
+    command = [sys.executable, "-c", f"{statement}\n{show}", *PACKAGES]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_drawing_images_loads_nothing_of_training() -> None:
+    loaded = loaded_after("from pipeline import load, generate")
+    assert "pipeline.sampling.generate" in loaded
+    assert not [
+        name for name in loaded if name.startswith(("pipeline.training", "pipeline.evaluation", "pipeline.cli"))
+    ]
+    assert "pipeline.training.trainer" in loaded_after("from pipeline import train_vqvae")
+    assert loaded_after("import pipeline") == {"pipeline"}
+
+
+def test_exports_are_those_that_a_type_checker_sees() -> None:
+    import pipeline
+
+    tree = ast.parse((ROOT / "pipeline" / "__init__.py").read_text())
+    [typed] = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {
+        (node.module, alias.name) for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == {(module, name) for module, names in pipeline._EXPORTS.items() for name in names}
+    assert sorted(name for _, name in seen) == dir(pipeline)
+    for name in dir(pipeline):
+        assert getattr(pipeline, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        _ = pipeline.train  # type: ignore[attr-defined]
 
 
 def test_nothing_is_pickled() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TINY_PRIOR, TINY_VQVAE
-from tests.test_cli import pictures
+from tests.pipeline.cli.test_cli import pictures
+from tests.tiny import TINY_PRIOR, TINY_VQVAE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder. One file a bottleneck, one interface (base.py)."""
+"""Bottlenecks between encoder and decoder: one file per bottleneck, one interface (base.py)."""
 
 from collections.abc import Callable
 

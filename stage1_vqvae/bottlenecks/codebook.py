@@ -1,6 +1,6 @@
 """The arithmetic of a codebook as pure functions: nearest codes, sums over codes, k-means, perplexity.
 
-No matrix of all vectors by all codes is ever held, and nothing is one-hot: see `nearest_codes` and `code_sums`.
+No matrix of all vectors by all codes is ever in memory, and nothing is one-hot: see `nearest_codes` and `code_sums`.
 """
 
 from typing import NamedTuple
@@ -10,19 +10,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-SAMPLES = 1024  # encoder outputs kept from a micro-batch, onto which dead codes may be moved
-_GROUP = 64  # codes among which the best is found at once
+SAMPLES = 1024  # encoder outputs kept per micro-batch, onto which dead codes may be moved
+_GROUP = 64  # codes per group in the two steps of argmax
 
 
 @torch.no_grad()
 def nearest_codes(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "n"]:
     """The index of the nearest code of each vector, by Euclidean distance.
 
-    argmin |z - e|^2 = argmax (z.e - |e|^2 / 2): one matrix product a block, with the bias folded in.
+    argmin |z - e|^2 = argmax (z.e - |e|^2 / 2): one matrix product per block, with the bias folded in.
     """
-    surplus = -codebook.shape[0] % _GROUP  # codes that are never the best fill up the last group
-    bias = F.pad(-0.5 * codebook.square().sum(1), (0, surplus), value=-torch.inf)
-    columns = F.pad(codebook, (0, 0, 0, surplus)).T
+    padding = -codebook.shape[0] % _GROUP  # codes that are never the nearest fill up the last group
+    bias = F.pad(-0.5 * codebook.square().sum(1), (0, padding), value=-torch.inf)
+    columns = F.pad(codebook, (0, 0, 0, padding)).T
     block = max(1, _block_bytes(vectors.device) // (columns.shape[1] * columns.element_size()))
     nearest = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     scores = vectors.new_empty(min(block, vectors.shape[0]), columns.shape[1])  # one for all blocks
@@ -32,12 +32,12 @@ def nearest_codes(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "code
 
 
 def _block_bytes(device: torch.device) -> int:
-    """Scores held at a time: on a CPU about the cache of a core, elsewhere enough to be worth a kernel."""
+    """Size of a block of scores: on a CPU about the cache of a core, elsewhere enough to be worth a kernel."""
     return 2 * 2**20 if device.type == "cpu" else 32 * 2**20
 
 
 def _best(scores: Float[Tensor, "n codes"]) -> Int[Tensor, "n"]:
-    """argmax in two steps, first the group, then within it: on a CPU amax is 10 times faster than argmax."""
+    """argmax in two steps, first over groups, then within one: on a CPU amax is 10 times faster than argmax."""
     n, codes = scores.shape
     groups = scores.view(-1, _GROUP)
     best = groups.amax(1).view(n, codes // _GROUP).argmax(1)
@@ -53,7 +53,7 @@ def code_sums(vectors: Float[Tensor, "n dim"], codes: Int[Tensor, "n"], num_code
 
 
 def count_codes(codes: Int[Tensor, "..."], num_codes: int) -> Float[Tensor, "codes"]:
-    """How often each code occurs, in float64, which counts exactly."""
+    """How often each code occurs, in float64, which is exact."""
     ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
     return ones.new_zeros(num_codes).index_add_(0, codes.flatten(), ones)
 
@@ -65,7 +65,7 @@ def perplexity(counts: Float[Tensor, "codes"]) -> Float[Tensor, ""]:
 
 
 class Revival(NamedTuple):
-    """Which codes move, where to, and the use that a moved one is taken to have."""
+    """Which codes are moved, where to, and the mean count that a moved one starts with."""
 
     rows: Bool[Tensor, "codes"]
     vectors: Float[Tensor, "codes dim"]
@@ -78,7 +78,7 @@ def revival(
     threshold: float,
     generator: torch.Generator,
 ) -> Revival:
-    """Each code used less than `threshold` of the mean moves onto an encoder output of its own.
+    """Move each code used less than `threshold` times the mean onto an encoder output of its own.
 
     Written without a branch on the data, so that no step waits for the device.
     """
@@ -90,13 +90,13 @@ def revival(
     return Revival(dead & (rank < samples.shape[0]), vectors, mean)
 
 
-def some_of(vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "samples dim"]:
-    """Encoder outputs of distinct places: two codes moved onto one vector would tie, and rounding would choose."""
+def sample_vectors(vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "samples dim"]:
+    """Up to SAMPLES of the vectors, without replacement: two codes moved onto the same vector would always tie."""
     return vectors.detach()[torch.randperm(vectors.shape[0], device=vectors.device)[:SAMPLES]]
 
 
 class Clusters(NamedTuple):
-    """Centres and how many vectors each of them stands for."""
+    """Centres of clusters and how many vectors belong to each."""
 
     centres: Float[Tensor, "codes dim"]
     counts: Float[Tensor, "codes"]
@@ -105,20 +105,20 @@ class Clusters(NamedTuple):
 def k_means(
     vectors: Float[Tensor, "n dim"], num_codes: int, generator: torch.Generator, iterations: int = 10
 ) -> Clusters:
-    """Lloyd's algorithm from random distinct vectors; an empty cluster is moved onto a random vector.
+    """Lloyd's algorithm, started at random distinct vectors; an empty cluster is moved onto a random vector.
 
-    With fewer vectors than codes, vectors repeat and the surplus clusters stay empty.
+    With fewer vectors than codes, vectors are repeated and the surplus clusters stay empty.
     """
-    centres = vectors[_draw(vectors.shape[0], num_codes, generator)]
+    centres = vectors[_random_indices(vectors.shape[0], num_codes, generator)]
     for _ in range(iterations):
         sums = code_sums(vectors, nearest_codes(vectors, centres), num_codes)
         counts = sums[:, -1:]
-        strangers = vectors[_draw(vectors.shape[0], num_codes, generator)]
-        centres = torch.where(counts > 0, sums[:, :-1] / counts.clamp(min=1), strangers)
+        replacements = vectors[_random_indices(vectors.shape[0], num_codes, generator)]
+        centres = torch.where(counts > 0, sums[:, :-1] / counts.clamp(min=1), replacements)
     return Clusters(centres, code_sums(vectors, nearest_codes(vectors, centres), num_codes)[:, -1])
 
 
-def _draw(population: int, wanted: int, generator: torch.Generator) -> Int[Tensor, "wanted"]:
-    """Random distinct indices, repeated in turn where more are wanted than there are."""
+def _random_indices(population: int, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
+    """Random distinct indices below `population`; beyond that many, the same ones again in the same order."""
     order = torch.randperm(population, generator=generator, device=generator.device)
-    return order.repeat(-(-wanted // population))[:wanted]
+    return order.repeat(-(-count // population))[:count]

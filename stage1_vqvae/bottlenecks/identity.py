@@ -1,4 +1,4 @@
-"""The plain autoencoder: the decoder sees what the encoder says."""
+"""The plain autoencoder: the decoder's input is the encoder's output."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,7 +8,7 @@ from stage1_vqvae.config import VQVAEConfig
 
 
 class IdentityBottleneck(ContinuousBottleneck):
-    """No bottleneck but the number of its units. Nothing says how codes are distributed."""
+    """Nothing but the number of units limits what codes express, and there is no term for how they are distributed."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class IdentityBottleneck(ContinuousBottleneck):
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
         outputs = at_least_float32(outputs)
-        return BottleneckOutput(quantised=outputs, codes=outputs.detach(), loss=outputs.new_zeros(()))
+        return BottleneckOutput(quantized=outputs, codes=outputs.detach(), loss=outputs.new_zeros(()))
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Float[Tensor, "n dim h w"]:
         """The outputs."""

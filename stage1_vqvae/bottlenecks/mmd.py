@@ -1,4 +1,4 @@
-"""The Wasserstein autoencoder: codes without noise, held to N(0, I) as a whole by their maximum mean discrepancy.
+"""The Wasserstein autoencoder: no noise; a penalty on the maximum mean discrepancy between codes and N(0, I).
 
 Tolstikhin et al. 2017, "Wasserstein Auto-Encoders", section 3 (WAE-MMD) and appendix C (the kernel).
 """
@@ -25,7 +25,7 @@ def kernel(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor
 def squared_mmd(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor, ""]:
     """An estimate of the squared maximum mean discrepancy of two distributions from samples of two and more.
 
-    Unbiased (no vector is paired with itself): for equal distributions it is 0 in the mean, and may be negative.
+    Unbiased, as no vector is paired with itself: for equal distributions its mean is 0, and it may be negative.
     """
     return _mean_of_others(kernel(x, x)) + _mean_of_others(kernel(y, y)) - 2 * kernel(x, y).mean()
 
@@ -36,7 +36,7 @@ def _mean_of_others(pairs: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
 
 
 class MMDBottleneck(IdentityBottleneck):
-    """The penalty compares the codes of a micro-batch, a vector an image, with as many draws from N(0, I)."""
+    """The penalty compares the codes of a micro-batch, one vector per image, with as many samples of N(0, I)."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
@@ -44,7 +44,7 @@ class MMDBottleneck(IdentityBottleneck):
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
-            passed = super().forward(outputs, progress)
-            codes = rearrange(passed.quantised, "n dim h w -> n (dim h w)")
+            output = super().forward(outputs, progress)
+            codes = rearrange(output.quantized, "n dim h w -> n (dim h w)")
             discrepancy = squared_mmd(codes, torch.randn_like(codes))
-            return passed._replace(loss=self.weight * discrepancy, metrics={"mmd": discrepancy.detach()})
+            return output._replace(loss=self.weight * discrepancy, metrics={"mmd": discrepancy.detach()})

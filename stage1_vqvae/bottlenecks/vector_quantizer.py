@@ -1,4 +1,4 @@
-"""Vector quantisation with straight-through gradients.
+"""Vector quantization with straight-through gradients.
 
 van den Oord et al. 2017, "Neural Discrete Representation Learning": equations 1-3 for the nearest code and the
 loss, appendix A.1 for the moving-average codebook. Yu et al. 2021, "Vector-quantized Image Modeling with Improved
@@ -15,19 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Reset, Statistics, at_least_float32
-from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes, revival, some_of
+from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes, revival, sample_vectors
 from stage1_vqvae.config import VQVAEConfig
 
 LAPLACE = 1e-5  # epsilon of the smoothed counts, appendix A.1
 
 
 class VectorQuantizer(DiscreteBottleneck):
-    """A codebook of K vectors: by moving averages (`ema`, a buffer), by the codebook loss (`gradient`), or as a linear
-    image, learned by that loss, of vectors that stay as k-means found them (`simvq`), so that all move together.
+    """A codebook of K vectors, learned by one of three rules.
+
+    `ema`: moving averages of encoder outputs (a buffer); `gradient`: the codebook loss; `simvq`: the codebook loss on
+    a linear projection of fixed vectors, as k-means found them, so that all codes move together.
 
     Computes in float32 whatever the precision around it: in bfloat16 one code in a hundred changes.
     """
 
+    sum_names = (*DiscreteBottleneck.sum_names, "squared_length", "vectors")
     codebook: Tensor  # (codes, dim); of simvq before its projection
     mean_sums: Tensor  # (codes, dim) moving average of the sum of a code's vectors, `ema` only
 
@@ -45,7 +48,7 @@ class VectorQuantizer(DiscreteBottleneck):
             self.projection = nn.Parameter(torch.eye(config.code_dim))
 
     def code_vectors(self) -> Float[Tensor, "codes dim"]:
-        """The codes as encoder outputs are compared with them."""
+        """The code vectors, projected and scaled, that encoder outputs are compared with."""
         projected = self.codebook @ self.projection if self.config.codebook_rule == "simvq" else self.codebook
         return self._scaled(projected)
 
@@ -54,9 +57,9 @@ class VectorQuantizer(DiscreteBottleneck):
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float = 0.0) -> BottleneckOutput:
         with torch.autocast(outputs.device.type, enabled=False):
-            return self._quantise(at_least_float32(outputs))
+            return self._quantize(at_least_float32(outputs))
 
-    def _quantise(self, outputs: Float[Tensor, "n dim h w"]) -> BottleneckOutput:
+    def _quantize(self, outputs: Float[Tensor, "n dim h w"]) -> BottleneckOutput:
         vectors, codebook = self._scaled(_as_rows(outputs)), self.code_vectors()
         codes = nearest_codes(vectors.detach(), codebook.detach())
         chosen = F.embedding(codes, codebook)
@@ -66,17 +69,14 @@ class VectorQuantizer(DiscreteBottleneck):
         n, _, height, width = outputs.shape
         straight = vectors + (chosen - vectors).detach()
         return BottleneckOutput(
-            quantised=rearrange(straight, "(n h w) dim -> n dim h w", n=n, h=height, w=width),
+            quantized=rearrange(straight, "(n h w) dim -> n dim h w", n=n, h=height, w=width),
             codes=rearrange(codes, "(n h w) -> n h w", n=n, h=height, w=width),
             loss=loss,
-            statistics=self._statistics(vectors.detach(), codes),
+            statistics=Statistics(
+                sums=code_sums(vectors.detach(), codes, self.num_codes),
+                samples=sample_vectors(vectors) if self.training else vectors.detach()[:0],
+            ),
         )
-
-    def _statistics(self, vectors: Float[Tensor, "n dim"], codes: Int[Tensor, "n"]) -> Statistics:
-        sums = code_sums(vectors, codes, self.num_codes)
-        if not self.training:
-            return Statistics(sums, vectors[:0])
-        return Statistics(sums, some_of(vectors))
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The index of the nearest code at each position (equation 1)."""
@@ -98,14 +98,14 @@ class VectorQuantizer(DiscreteBottleneck):
         return {**super().measure(outputs, codes), "squared_length": squares.sum(), "vectors": count}
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Also how long codes are beside encoder outputs (root mean squares)."""
+        """Also the lengths of code vectors and of encoder outputs (root mean squares)."""
         codes = self.code_vectors().detach().double().square().sum(1).mean().sqrt()
         outputs = (sums["squared_length"] / sums["vectors"]).sqrt()
         return {**super().summarise(sums), "code_norm": float(codes), "output_norm": float(outputs)}
 
     @torch.no_grad()
     def initialise(self, batches: Sequence[Float[Tensor, "vectors dim"]], generator: torch.Generator) -> None:
-        """k-means on pooled encoder outputs: a random codebook would leave all but a few codes without a vector."""
+        """k-means on pooled encoder outputs: with a random codebook only a few codes would be used."""
         vectors = self._scaled(torch.cat(list(batches)).float())
         centres, counts = k_means(vectors, self.num_codes, generator)
         counts = (counts / len(batches)).clamp(min=LAPLACE)
@@ -115,13 +115,12 @@ class VectorQuantizer(DiscreteBottleneck):
             self.mean_sums.copy_(centres * counts[:, None])
 
     @torch.no_grad()
-    def update(self, statistics: Statistics | None, progress: float, generator: torch.Generator) -> list[Reset]:
-        """Move the averages and with them, under `ema`, the codes; then revive the dead ones, but for `simvq`."""
-        assert statistics is not None
+    def update(self, statistics: Statistics, progress: float, generator: torch.Generator) -> list[Reset]:
+        """Move the averages and with them, under `ema`, the codes; then revive dead codes, except under `simvq`."""
         super().update(statistics, progress, generator)
         if self.config.codebook_rule == "ema":
-            self.mean_sums.lerp_(statistics.sums[:, :-1], self.share_replaced(statistics.sums[:, -1]))
-            # Of a code that nothing chose for long the average says nothing.
+            self.mean_sums.lerp_(statistics.sums[:, :-1], self.replacement_rate(statistics.sums[:, -1]))
+            # With a count below epsilon, the smoothing would pull the code to 0.
             used = (self.mean_counts > LAPLACE)[:, None]
             self.codebook.copy_(torch.where(used, self.mean_sums / self._smoothed_counts()[:, None], self.codebook))
         ended = progress >= self.config.revival_ends or self.config.revival_threshold == 0
@@ -134,7 +133,7 @@ class VectorQuantizer(DiscreteBottleneck):
         return (self.mean_counts + LAPLACE) / (total + self.num_codes * LAPLACE) * total
 
     def _revive(self, samples: Float[Tensor, "samples dim"], generator: torch.Generator) -> list[Reset]:
-        """Put each dead code onto an encoder output of its own, with the averages of a code of mean use."""
+        """Move each dead code onto an encoder output of its own, with the averages of a code of mean use."""
         rows, vectors, count = revival(self.mean_counts, samples, self.config.revival_threshold, generator)
         self.codebook.copy_(torch.where(rows[:, None], vectors, self.codebook))
         self.mean_counts.copy_(torch.where(rows, count, self.mean_counts))

@@ -1,0 +1,1 @@
+"""The command `gen`: it parses, calls the Python API and prints."""

@@ -1,0 +1,45 @@
+"""Images that a command is given, made as stage 1 of a run takes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pipeline.config.data import DataConfig
+from pipeline.data.image_set import ImageSet, load_images
+from pipeline.data.pixels import Colour
+from pipeline.data.sources import SUFFIXES
+from pipeline.errors import UsageError
+from pipeline.runs.layout import RunFolder
+from pipeline.runs.saved import VQVAERun
+
+
+def images_like(config: VQVAERun, data: str) -> ImageSet:
+    """The images of a folder, a .zip, a file or a data set. Raises DataError, and UsageError for a run folder."""
+    if RunFolder(Path(data)).contains_run():
+        raise UsageError(f"{data} is a run folder, not images: name it with --run {data}, and images by themselves")
+    size = f"{config.model.height}x{config.model.width}"
+    colour: Colour = "grey" if config.model.channels == 1 else "colour"
+    return load_images(DataConfig(data=data, image_size=size, colour=colour))
+
+
+def images_of_paths(config: VQVAERun, paths: Sequence[Path]) -> tuple[UInt8[Tensor, "n c h w"], list[str]]:
+    """The images of several paths, and what to call each: a file by its path, others by name or number."""
+    sets = [images_like(config, str(path)) for path in paths]
+    names = []
+    for path, image_set in zip(paths, sets, strict=True):
+        if path.suffix.lower() in SUFFIXES:
+            names.append(str(path))
+        else:
+            names += [f"{path}/{name}" for name in image_set.names or map(str, range(len(image_set.images)))]
+    return torch.cat([torch.from_numpy(image_set.images.copy()) for image_set in sets]), names
+
+
+def single_image(path: Path, images: ImageSet) -> UInt8[np.ndarray, "c h w"]:
+    """The image of a path. Raises UsageError when there are several."""
+    if len(images.images) != 1:
+        raise UsageError(f"{path} holds {len(images.images):,} images; name one of them")
+    return images.images[0]

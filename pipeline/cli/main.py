@@ -1,0 +1,63 @@
+"""The command `gen`: its commands, and what becomes of their faults."""
+
+import signal
+import sys
+import traceback
+
+import click
+import torch
+
+from pipeline import processes
+from pipeline.cli import images, runs, sample, train
+from pipeline.errors import GenError
+
+_SMALLER = "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less"
+
+
+class _Group(click.Group):
+    """Prints a fault that a person can mend in a line or two, and exits with its code; `--debug` adds the traceback."""
+
+    def invoke(self, context: click.Context) -> None:
+        try:
+            super().invoke(context)
+            processes.stop()  # only now: after a fault the other processes are elsewhere, and must not be waited for
+        except KeyboardInterrupt:  # where nothing is to be saved: a training ends by itself, with InterruptedRunError
+            click.echo("gen: stopped", err=True)
+            sys.exit(128 + signal.SIGINT)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            message, exit_code = _fault(error)
+            if not message:
+                raise
+            if context.params["debug"]:
+                traceback.print_exc()
+            click.echo(f"gen: error: {message}", err=True)
+            sys.exit(exit_code)
+
+
+def _fault(error: Exception) -> tuple[str, int]:
+    """What to say of an error that a person can mend, and the exit code; nothing of any other."""
+    if isinstance(error, GenError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 6
+    # Also torch's own: of a GPU, and of the CPU's allocator, which has no kind of its own.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"out of memory; {_SMALLER} ({reason})", 6
+    return "", 1
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="gen-images")
+def main(debug: bool) -> None:
+    """Learn a codebook from images, learn its maps, draw new images.
+
+    \b
+      gen train-vqvae && gen train-prior && gen sample --n 64
+    """
+    processes.keep_freed_memory()
+
+
+for _command in (*train.COMMANDS, *sample.COMMANDS, *images.COMMANDS, *runs.COMMANDS):
+    main.add_command(_command)

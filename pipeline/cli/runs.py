@@ -1,0 +1,81 @@
+"""`gen info`, `gen doctor`."""
+
+from pathlib import Path
+
+import click
+import torch
+
+from pipeline.cli import doctor
+from pipeline.cli.flags import run_argument, say_result
+from pipeline.data.splits import load_split
+from pipeline.errors import UsageError
+from pipeline.reporting import table
+from pipeline.runs.layout import CHECKPOINTS, RunFolder, is_finished
+from pipeline.runs.loading import load_vqvae
+from pipeline.runs.opening import Run, open_run
+from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words
+from pipeline.runs.validation import read_validation
+from pipeline.training.checkpoint import list_checkpoints
+
+
+@click.command("info")
+@run_argument
+def info_command(run: Path | None) -> None:
+    """Say what a run (by default the newest) holds, and check its files."""
+    folder = None if run is None else RunFolder(run)
+    if folder is not None and folder.contains_run() and not is_finished(folder.vqvae):
+        say_result(table([("run", str(folder.path)), *_unfinished(folder, folder.vqvae)]))
+        return
+    opened = open_run(run, "vqvae")
+    folder = opened.folder
+    rows = [("run", str(folder.path)), *_vqvae(opened)]
+    for level, prior in enumerate(opened.priors):
+        rows += _unfinished(folder, folder.prior(level)) if prior is None else _prior(folder, prior)
+    samples = sorted(path.name for path in folder.samples.glob("[!.]*"))
+    say_result(table([*rows, ("samples", ", ".join(samples) or "none")]))
+
+
+def _vqvae(run: Run) -> list[tuple[str, str]]:
+    loaded = load_vqvae(run, torch.device("cpu"))
+    model, training, data = run.vqvae.model, run.vqvae.training, run.vqvae.data
+    parts = load_split(run.folder.vqvae / "split.safetensors")
+    tested = f"{len(parts.test):,} test" if data.test_data is None else f"test part {data.test_data}"
+    return [
+        ("vqvae", f"{training.steps:,} steps of {training.batch_size} images, verified"),
+        ("  data", f"{data.data}, {len(run.vqvae.class_names)} classes"),
+        ("  parts", f"{len(parts.train):,} training, {len(parts.validation):,} validation, {tested}"),
+        ("  images", images_in_words(model)),
+        ("  codes", f"{codes_in_words(model)}, codes_sha256 {loaded.codes_sha256[:12]}"),
+        ("  decoder", f"decoder_sha256 {loaded.decoder_sha256[:12]}"),
+        *read_validation(run.folder.vqvae).metrics.rows(),
+    ]
+
+
+def _prior(folder: RunFolder, prior: PriorRun) -> list[tuple[str, str]]:
+    reached = read_validation(folder.prior(prior.level))
+    names = {"pixelcnn": "PixelCNN", "pixelsnail": "PixelSNAIL"}
+    steps = f"{reached.steps_done:,} steps of {prior.training.batch_size} maps, verified"
+    return [
+        (f"prior/{prior.level}", f"{names[prior.model.prior]}, {steps}"),
+        ("  validation", reached.metrics.brief()),
+    ]
+
+
+def _unfinished(folder: RunFolder, stage: Path) -> list[tuple[str, str]]:
+    """What there is of a stage that has been begun; nothing of one that has not."""
+    if not stage.exists():
+        return []
+    checkpoints = len(list_checkpoints(stage / CHECKPOINTS))
+    return [(str(stage.relative_to(folder.path)), f"unfinished, {checkpoints} checkpoints")]
+
+
+@click.command("doctor")
+def doctor_command() -> None:
+    """Say what is installed, which devices there are, and whether torch and torchvision fit together."""
+    text, well = doctor.report()
+    click.echo(text)
+    if not well:
+        raise UsageError("torch and torchvision do not fit together; install both anew, from the same place")
+
+
+COMMANDS = (info_command, doctor_command)

@@ -1,0 +1,142 @@
+"""`gen sample`, `gen complete`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Unpack
+
+import click
+import numpy as np
+from jaxtyping import Bool
+
+from pipeline.cli.flags import (
+    check_out_is_new_picture,
+    flags,
+    quiet_option,
+    run_argument,
+    run_option,
+    save_grid,
+    say_result,
+)
+from pipeline.cli.inputs import images_like, single_image
+from pipeline.config.arguments import CompleteArguments, GenerateFilesArguments
+from pipeline.config.data import DataConfig
+from pipeline.config.options import build
+from pipeline.config.sampling import CompleteConfig, FileConfig, SampleConfig
+from pipeline.data import pixels
+from pipeline.data.image_set import load_images
+from pipeline.data.pictures import COLUMNS
+from pipeline.data.sources import SUFFIXES
+from pipeline.errors import UsageError
+from pipeline.reporting import reporter_for_command, table
+from pipeline.runs.saved import codes_in_words, images_in_words
+from pipeline.sampling.complete import complete
+from pipeline.sampling.generate import generate_files
+from pipeline.sampling.model import Model, loaded
+from pipeline.sampling.samples import GRID
+from stage2_prior import SamplingOptions
+
+
+@click.command("sample")
+@run_argument
+@click.option(
+    "--class",
+    "label",
+    metavar="CLASS,...|balanced",
+    help="Classes to draw, in turn, by name or number [default: in the data's proportions].",
+)
+@click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED].")
+@quiet_option
+@flags(SampleConfig, SamplingOptions, FileConfig)
+def sample_command(
+    run: Path | None,
+    label: str | None,
+    device: str | None,
+    out: Path | None,
+    quiet: bool,
+    **options: Unpack[GenerateFilesArguments],
+) -> None:
+    """Draw new images from a run (by default the newest). Typed again, it draws what an interruption left out."""
+    config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
+    model = loaded(run, "samples", device, config.precision)
+    reporter = reporter_for_command(quiet)
+    reporter.say(_task(model, config, sampling, files, label))
+    done = generate_files(model, label=label, out=out, reporter=reporter, **options)
+    there = done.n - done.new
+    wrote = f"wrote {done.new:,} images into" if done.new else "nothing was left to draw for"
+    say_result(f"{wrote} {done.folder}{f', where {there:,} were already' if there else ''}; see {done.folder / GRID}")
+
+
+def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: FileConfig, label: str | None) -> str:
+    vqvae, names = model.vqvae.config.model, model.priors[0].config.class_names if model.priors else ()
+    sharpened = ", ".join(f"{name} {value}" for name, value in asdict(sampling).items() if value is not None)
+    return table(
+        [
+            ("task", f"draw {config.n:,} images as {files.format}, seed {config.seed}, {sharpened}"),
+            ("run", str(model.run.folder.path)),
+            ("device", str(model.device)),
+            ("codes", codes_in_words(vqvae)),
+            ("images", images_in_words(vqvae)),
+            ("classes", "none" if not names else label or f"{len(names)} as in the training data"),
+        ]
+    )
+
+
+@click.command("complete")
+@click.argument("image", type=click.Path(path_type=Path))
+@run_option
+@click.option("--keep", metavar="SIDE:FRACTION", help="The part that stands: top:0.5, or of bottom, left, right.")
+@click.option("--mask", type=click.Path(path_type=Path), help="Or a picture, white where the image stands.")
+@click.option("--class", "label", metavar="CLASS,...", help="What the image shows [default: drawn by what is kept].")
+@click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
+@click.option("--out", type=click.Path(path_type=Path), default="completions.png", show_default=True)
+@flags(CompleteConfig, SamplingOptions)
+def complete_command(
+    image: Path,
+    run: Path | None,
+    keep: str | None,
+    mask: Path | None,
+    label: str | None,
+    device: str | None,
+    out: Path,
+    **options: Unpack[CompleteArguments],
+) -> None:
+    """Keep a part of an image and draw the rest, several times.
+
+    Codes are drawn in raster order, row by row, each given all codes before it. What is kept above or to the left is
+    honoured by what is drawn after it. What is kept below or to the right stays as it is, but what is drawn before it
+    cannot know of it, unless of several --candidates one is chosen by how well it fits. Of several levels of codes the
+    coarsest is drawn whole before the next, so there --candidates matter more. The picture shows images as decoded
+    from codes, kept parts too.
+    """
+    check_out_is_new_picture(out)
+    if (keep is None) == (mask is None):
+        raise UsageError("say what stands: either --keep top:0.5, or --mask MASK.png")
+    build(options, CompleteConfig, SamplingOptions)
+    model = loaded(run, "samples", device)
+    config = model.vqvae.config
+    original = single_image(image, images_like(config, str(image)))
+    kept = str(keep) if mask is None else _kept_by_mask(mask, image, (config.model.height, config.model.width))
+    done = complete(model, original.copy(), kept, label=label, **options)
+    grey = np.where(done.kept, original, 128).astype(np.uint8)
+    shown = np.concatenate([np.stack([original, grey]), done.images.numpy()])
+    save_grid(out, shown, min(len(shown), 2 + COLUMNS))
+    say_result(f"wrote {out}: the image, what is kept, and {len(done.images)} completions")
+
+
+def _kept_by_mask(mask: Path, image: Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Where a picture is white, cut to size as the image is. Raises UsageError unless both have one shape."""
+    for path in (mask, image):
+        if path.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"a --mask lies over one picture, and {path} is no picture file")
+    grey = load_images(DataConfig(data=str(mask), image_size=f"{size[0]}x{size[1]}", colour="grey"))
+    (mask_width, mask_height), (width, height) = (pixels.open_image(path.read_bytes()).size for path in (mask, image))
+    if (mask_width, mask_height) not in ((width, height), size[::-1]):
+        raise UsageError(
+            f"{mask} has {mask_width}x{mask_height} pixels and {image} {width}x{height}; a mask lies over its image, "
+            f"or has the {size[1]}x{size[0]} that this run sees of it"
+        )
+    return single_image(mask, grey)[0] > 127
+
+
+COMMANDS = (sample_command, complete_command)

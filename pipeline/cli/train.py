@@ -1,0 +1,133 @@
+"""`gen train-vqvae`, `gen train-prior`, `gen compare`."""
+
+import functools
+from pathlib import Path
+from typing import Unpack
+
+import click
+
+from pipeline.cli.flags import Command, flags, quiet_option, run_argument, say_result
+from pipeline.config.arguments import CompareArguments, PriorArguments, VQVAEArguments
+from pipeline.config.data import DataConfig
+from pipeline.config.presets import PRESETS, PresetName
+from pipeline.config.training import AugmentConfig, TrainingConfig
+from pipeline.evaluation.compare import DEFAULT, compare, markdown
+from pipeline.reporting import reporter_for_command
+from pipeline.runs.layout import RunFolder
+from pipeline.runs.saved import SAMPLED_FROM_NORMAL, VQVAERun, read_config
+from pipeline.training.stage1 import default_folder, train_vqvae
+from pipeline.training.stage2 import train_prior
+from stage1_vqvae import VQVAEConfig
+from stage2_prior import PriorConfig
+
+_PRESET_HELP = {
+    "vqvae": "Size [default: digits for the embedded digits, else base].",
+    "prior": "Size and dropout [default: digits for the embedded digits; small for less than 5,000 images; else base].",
+}
+_OUT_HELP = {
+    "vqvae": "Run folder [default: runs/ and the data's name].",
+    "prior": "Another run folder, to which stage 1 is copied [default: RUN itself].",
+}
+
+
+def _training_options(stage: str, command: Command[...]) -> Command[...]:
+    """What both trainings can be asked for besides the fields of their configurations."""
+    options = [
+        click.option("--preset", type=click.Choice(list(PRESETS)), help=_PRESET_HELP[stage]),
+        click.option("--config", type=click.Path(path_type=Path), help="A config.json that a run saved: its options."),
+        click.option("--out", type=click.Path(path_type=Path), help=_OUT_HELP[stage]),
+        click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),
+        click.option("--log", type=click.Choice(["tensorboard"]), help="Log there too, besides metrics.jsonl."),
+        quiet_option,
+    ]
+    return functools.reduce(lambda done, option: option(done), reversed(options), command)
+
+
+@click.command("train-vqvae")
+@functools.partial(_training_options, "vqvae")
+@flags(DataConfig, VQVAEConfig, TrainingConfig, preset=PRESETS["base"].vqvae)
+def train_vqvae_command(
+    out: Path | None,
+    resume: str | None,
+    preset: PresetName | None,
+    config: Path | None,
+    log: str | None,
+    quiet: bool,
+    **options: Unpack[VQVAEArguments],
+) -> None:
+    """Stage 1: learn a codebook from images."""
+    done = train_vqvae(
+        out=out,
+        resume=resume,
+        preset=preset,
+        config=config,
+        log=log,
+        reporter=reporter_for_command(quiet),
+        **options,
+    )
+    model = read_config(RunFolder(done.run).vqvae, VQVAERun).model
+    sampled = model.bottleneck in SAMPLED_FROM_NORMAL
+    after = f"train-prior {done.run}" if model.is_discrete else f"sample {done.run}" if sampled else f"info {done.run}"
+    say_result(f"wrote {done.run / 'vqvae'} (validation: {done.validation.brief()}); next: gen {after}")
+
+
+@click.command("train-prior")
+@run_argument
+@functools.partial(_training_options, "prior")
+@click.option("--data", help="Where the images are now, if stage 1 found them elsewhere.")
+@click.option("--force", is_flag=True, help="Go on even if the codebook of stage 1 has collapsed.")
+@click.option("--level", type=click.IntRange(0), help="Of several levels this one alone; 0 is the coarsest.")
+@flags(PriorConfig, TrainingConfig, AugmentConfig, preset=PRESETS["base"].prior)
+def train_prior_command(
+    run: Path | None,
+    level: int | None,
+    out: Path | None,
+    resume: str | None,
+    preset: PresetName | None,
+    config: Path | None,
+    log: str | None,
+    data: str | None,
+    force: bool,
+    quiet: bool,
+    **options: Unpack[PriorArguments],
+) -> None:
+    """Stage 2: learn how the codes of a run (by default the newest) are distributed, level by level."""
+    done = train_prior(
+        run,
+        level=level,
+        out=out,
+        resume=resume,
+        preset=preset,
+        config=config,
+        log=log,
+        data=data,
+        force=force,
+        reporter=reporter_for_command(quiet),
+        **options,
+    )
+    next_command = f"gen sample {done.run} --n 64"
+    say_result(f"wrote {done.run / 'prior'} (validation: {done.validation.brief()}); next: {next_command}")
+
+
+@click.command("compare")
+@click.option("--bottlenecks", default=",".join(DEFAULT), show_default=True, help="Which, separated by commas.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help=_PRESET_HELP["vqvae"])
+@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: runs/ and the data's name, -compared].")
+@quiet_option
+@flags(DataConfig, VQVAEConfig, TrainingConfig, preset=PRESETS["base"].vqvae, without=("bottleneck",))
+def compare_command(
+    bottlenecks: str, preset: PresetName | None, out: Path | None, quiet: bool, **options: Unpack[CompareArguments]
+) -> None:
+    """Train stage 1 with several bottlenecks at the same size and budget; write a table and a picture."""
+    default = default_folder(dict(options))
+    done = compare(
+        out=out or default.with_name(f"{default.name}-compared"),
+        bottlenecks=bottlenecks.split(","),
+        preset=preset,
+        reporter=reporter_for_command(quiet),
+        **options,
+    )
+    say_result(f"{markdown(done)}wrote {done.folder}: compare.md, compare.json, compare.png, and a run for each")
+
+
+COMMANDS = (train_vqvae_command, train_prior_command, compare_command)

@@ -1,0 +1,136 @@
+"""The options once more as types, for editors and type checkers: keyword arguments of the public functions.
+
+Defaults, checks and help are the dataclasses'; a test holds names and types here equal to theirs.
+"""
+
+from typing import Literal, TypedDict
+
+from pipeline.config.sampling import FloatPrecision, Format
+from pipeline.config.training import Precision
+
+
+class DataArguments(TypedDict, total=False):
+    """DataConfig."""
+
+    data: str
+    image_size: str | None
+    colour: Literal["auto", "grey", "colour"]
+    flip: bool
+    labels: bool
+    validation: float
+    test: float
+    test_data: str | None
+    on_bad_image: Literal["error", "skip"]
+    memory_gib: float
+
+
+class NetworkArguments(TypedDict, total=False):
+    """VQVAEConfig, but for the bottleneck."""
+
+    hidden: int
+    residual_blocks: int
+    residual_channels: int
+    encoder_kernel: Literal[1, 3]
+    downsampling: int
+    num_codes: int
+    code_dim: int
+    codebook_rule: Literal["ema", "gradient", "simvq"]
+    unit_codes: bool
+    levels: int
+    level_kind: Literal["hierarchical", "residual"]
+    likelihood: Literal["mse", "gaussian", "discretized-logistic"]
+    kl_weight: float | None
+    mmd_weight: float
+    adversarial: bool
+    adversarial_weight: float
+    commitment: float
+    ema_decay: float | None
+    revival_threshold: float
+    revival_ends: float
+
+
+class BottleneckArguments(TypedDict, total=False):
+    """The bottleneck of VQVAEConfig."""
+
+    bottleneck: Literal["vq", "gumbel", "fsq", "gaussian", "mmd", "none"]
+
+
+class TrainingArguments(TypedDict, total=False):
+    """TrainingConfig."""
+
+    steps: int | None
+    max_minutes: float | None
+    batch_size: int
+    micro_batches: int | None
+    learning_rate: float
+    schedule: Literal["cosine", "constant"]
+    warmup_steps: int
+    weight_decay: float
+    beta2: float
+    clip: float
+    average_decay: float
+    precision: Precision
+    seed: int
+    evaluations: int
+    patience: int
+    checkpoints: int
+    keep: int
+
+
+class CompareArguments(DataArguments, NetworkArguments, TrainingArguments, total=False):
+    """Of `compare`."""
+
+
+class VQVAEArguments(CompareArguments, BottleneckArguments, total=False):
+    """Of `train_vqvae`."""
+
+
+class PriorArguments(TrainingArguments, total=False):
+    """Of `train_prior`: PriorConfig, TrainingConfig and AugmentConfig."""
+
+    prior: Literal["pixelcnn", "pixelsnail"]
+    hidden: int
+    layers: int
+    kernel: int
+    first_kernel: int
+    head: int
+    attention_every: int
+    attention_heads: int | None
+    condition_blocks: int
+    dropout: float
+    code_dropout: float
+    label_dropout: float
+    encodings: int
+    shift: int
+
+
+class SamplingArguments(TypedDict, total=False):
+    """SamplingOptions."""
+
+    guidance: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+class GenerateArguments(SamplingArguments, total=False):
+    """Of `generate`: SampleConfig but for n, and SamplingOptions."""
+
+    seed: int
+    batch_size: int | None
+    precision: FloatPrecision
+
+
+class GenerateFilesArguments(GenerateArguments, total=False):
+    """Of `generate_files`: also n, and FileConfig."""
+
+    n: int
+    format: Format
+
+
+class CompleteArguments(SamplingArguments, total=False):
+    """Of `complete`: CompleteConfig and SamplingOptions."""
+
+    n: int
+    candidates: int
+    seed: int

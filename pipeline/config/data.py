@@ -1,0 +1,87 @@
+"""Which images are learned from, how they are made alike, and into which parts they are divided."""
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+EMBEDDED = "digits"
+ARRAY = "array"  # what config.json says of images that came as an array
+NAMED = ("mnist", "fashion-mnist", "cifar10")  # torchvision's, each with an official test part
+
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class DataConfig:
+    """Which images, and how they are made alike."""
+
+    data: str = Field(
+        default=EMBEDDED,
+        description=f"A folder of images, a .zip of one, or a name: {EMBEDDED} (embedded), {', '.join(NAMED)}.",
+    )
+    image_size: str | None = Field(
+        default=None,
+        description="Height and width, as 32 or 48x32; by default the images' own where they agree.",
+    )
+    colour: Literal["auto", "grey", "colour"] = Field(default="auto", description="Channels; auto looks at the images.")
+    flip: bool = Field(default=False, description="Mirror images at random while training.")
+    labels: bool = Field(default=True, description="Learn the folders' names as classes.")
+    validation: float = Field(
+        default=0.1, gt=0, lt=1, description="Fraction of the images that chooses the best weights; never trained on."
+    )
+    test: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Fraction of the images that no training looks at, for evaluation alone; may be 0.",
+    )
+    test_data: str | None = Field(
+        default=None,
+        description="An official test part in place of --test: a folder, a .zip, or a name "
+        f"({', '.join(NAMED)}: the test part of that data set).",
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        default="error", description="What to do with a file that cannot be read, or is unlike the others."
+    )
+    memory_gib: float = Field(
+        default=2.0,
+        ge=0,
+        description="Decoded images above this size live in a memory-mapped file in the cache.",
+    )
+
+    @field_validator("data", "image_size", "test_data", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int | Path) else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = []
+        if self.image_size is not None and (not _SIZE.fullmatch(self.image_size) or 0 in self.size()):
+            problems.append(f"--image-size takes a number of pixels or HEIGHTxWIDTH; got {self.image_size!r}")
+        if self.validation + self.test >= 1:
+            problems.append(
+                f"--validation {self.validation} and --test {self.test} leave no image to train on; choose smaller ones"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def test_fraction(self) -> float:
+        """The fraction of these images that is set aside for testing: none where there is an official test part."""
+        return 0.0 if self.test_data is not None else self.test
+
+    def without_effect(self, given: set[str]) -> list[str]:
+        """Of the options given those that mean nothing here."""
+        idle = self.test_data is not None and "test" in given
+        return [f"--test belongs to runs without --test-data {self.test_data}; leave it out"] if idle else []
+
+    def size(self) -> tuple[int, int]:
+        """Height and width asked for. Call it only where `image_size` is given."""
+        match = _SIZE.fullmatch(self.image_size or "")
+        assert match
+        return int(match[1]), int(match[2] or match[1])

@@ -1,0 +1,49 @@
+"""What can be asked of drawing images: how many, how the work is cut, how they are written."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+GRID_IMAGES = 64  # images shown in grid.png, and drawn unless told otherwise
+
+Format = Literal["png", "zip", "safetensors"]
+FloatPrecision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class SampleConfig:
+    """How many images are drawn, and how the work is cut; none of it but the seed changes an image."""
+
+    n: int = Field(default=GRID_IMAGES, ge=1, description="Images to draw.")
+    seed: int = Field(default=0, ge=0, description="Seed: image i of a seed is always the same picture.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Images drawn at a time by each process [default: as memory allows, 256 at most].",
+    )
+    precision: FloatPrecision = Field(
+        default="float32", description="float64 draws the same codes in every batch size, without exception."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class FileConfig:
+    """How images are written."""
+
+    format: Format = Field(
+        default="png", description="One PNG an image, or a .zip of them, or a .safetensors of pixels, for each part."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class CompleteConfig:
+    """How many completions, and with how much care."""
+
+    n: int = Field(default=8, ge=1, description="Completions to draw.")
+    candidates: int = Field(
+        default=1,
+        ge=1,
+        description="Draws for each completion, of which one is chosen by how well it fits what is kept after it.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the drawn codes.")

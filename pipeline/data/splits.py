@@ -1,0 +1,65 @@
+"""The three parts of the data, and what is known of a part as a whole."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+
+from pipeline.config.data import DataConfig
+from pipeline.data.image_set import images_at_a_time
+from pipeline.errors import DataError
+from pipeline.randomness import Purpose, stream
+from pipeline.storage import load_tensors, save_tensors
+
+
+class Split(NamedTuple):
+    """Indices of the images that are trained on, of those that choose the best weights, and of those that no training
+    looks at, in rising order."""
+
+    train: Int[np.ndarray, "train"]
+    validation: Int[np.ndarray, "validation"]
+    test: Int[np.ndarray, "test"]
+
+
+def split(n: int, config: DataConfig, seed: int) -> Split:
+    """Divide n images at random: at least one to train on and one for validation. Raises DataError for fewer than two.
+
+    The validation part is the same whatever the size of the test part.
+    """
+    if n < 2:
+        raise DataError(f"training takes 2 images at least, one of them for validation; got {n}")
+    order = stream(seed, Purpose.SPLIT).permutation(n)
+    first = min(n - 1, max(1, round(n * config.validation)))
+    second = min(n - 1, first + round(n * config.test_fraction))
+    return Split(np.sort(order[second:]), np.sort(order[:first]), np.sort(order[first:second]))
+
+
+def save_split(path: Path, parts: Split) -> None:
+    """Write the indices of each part."""
+    save_tensors(path, {name: torch.from_numpy(part) for name, part in parts._asdict().items()})
+
+
+def load_split(path: Path) -> Split:
+    """Read the indices of each part. Raises CheckpointError."""
+    tensors = load_tensors(path)
+    return Split(*(tensors[name].numpy() for name in Split._fields))
+
+
+def pixel_variance(images: UInt8[np.ndarray, "n c h w"], indices: Int[np.ndarray, "m"]) -> float:
+    """The global variance of the pixels on [0, 1], from their histogram. Raises DataError when it is zero."""
+    histogram = np.zeros(256, dtype=np.int64)
+    for part in np.array_split(indices, -(-len(indices) // images_at_a_time(images))):
+        histogram += np.bincount(images[part].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    mean = np.average(levels, weights=histogram)
+    variance = float(np.average((levels - mean) ** 2, weights=histogram))
+    if variance == 0:
+        raise DataError("all pixels of all training images are equal: there is nothing to learn")
+    return variance
+
+
+def class_proportions(labels: Int[np.ndarray, "n"], num_classes: int) -> Float[np.ndarray, "classes"]:
+    """The proportion of each class."""
+    return np.bincount(labels, minlength=num_classes) / len(labels)

@@ -1,0 +1,60 @@
+"""README.md of a run folder: what this model is, its data, its numbers, how to load it."""
+
+from pathlib import Path
+
+from pipeline.runs.layout import CARD, RunFolder
+from pipeline.runs.opening import Run
+from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words
+from pipeline.runs.validation import read_validation
+from pipeline.storage import atomic_file
+
+_OURS = "Made by gen (gen-images)"
+_NETWORKS = {"pixelcnn": "gated PixelCNN", "pixelsnail": "PixelSNAIL"}
+
+
+def write_card(folder: RunFolder) -> None:
+    """Describe the finished stages of a run, replacing what we said of them before, and nobody else's words."""
+    path = folder.path / CARD
+    if path.exists() and _OURS not in path.read_text():
+        return
+    run = Run.open(folder.path)
+    lines = [f"# {folder.path.name}", "", f"{_OURS}: a VQ-VAE, and a prior over its codes.", ""]
+    lines += ["## Stage 1", "", *_rows(_vqvae(run.vqvae) | _validation(folder.vqvae))]
+    for level, prior in enumerate(run.priors):
+        if prior is not None:
+            title = f"## Stage 2, level {level}" if len(run.priors) > 1 else "## Stage 2"
+            lines += ["", title, "", *_rows(_prior(prior) | _validation(folder.prior(level)))]
+    lines += ["", "## Use", "", "```python", "from pipeline import generate, load", ""]
+    lines += [f'model = load("{folder.path.name}")        # encode, decode, reconstruct, sample']
+    lines += [f'generate("{folder.path.name}", 16, seed=0)'] if run.can_be_sampled else []
+    with atomic_file(path) as unfinished:
+        unfinished.write_text("\n".join([*lines, "```", ""]))
+
+
+def _vqvae(config: VQVAERun) -> dict[str, str]:
+    training = config.training
+    return {
+        "data": Path(config.data.data).name,
+        "classes": ", ".join(config.class_names) or "none",
+        "images": images_in_words(config.model),
+        "codes": codes_in_words(config.model),
+        "training": f"{training.steps:,} steps of {training.batch_size} images, seed {training.seed}",
+    }
+
+
+def _prior(config: PriorRun) -> dict[str, str]:
+    model, training = config.model, config.training
+    return {
+        "network": f"{_NETWORKS[model.prior]}, {model.layers} layers of {model.hidden} channels",
+        "training": f"{training.steps:,} steps of {training.batch_size} maps at most, seed {training.seed}",
+    }
+
+
+def _validation(stage: Path) -> dict[str, str]:
+    measured = read_validation(stage)
+    steps = {"validation, best step": f"{measured.step:,} of {measured.steps_done:,}"}
+    return steps | {f"validation, {name}": f"{value:.5g}" for name, value in measured.metrics.named().items()}
+
+
+def _rows(values: dict[str, str]) -> list[str]:
+    return [f"- {name}: {value}" for name, value in values.items()]

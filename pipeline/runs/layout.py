@@ -1,0 +1,59 @@
+"""Where each thing lies in a run folder: all of its names stand here."""
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pipeline.storage import MANIFEST
+
+FORMAT_VERSION: Final = 4
+RUNS = Path("runs")  # where runs are made and looked for unless told otherwise
+
+CONFIG = "config.json"  # of the finished model
+WEIGHTS = "model.safetensors"
+IN_PROGRESS = "training.json"  # what config.json will be, of the training that is, or was, going on here
+VALIDATION = "validation.json"
+SPLIT = "split.safetensors"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+RECONSTRUCTIONS = "reconstructions.png"
+SAMPLES_PICTURE = "samples.png"
+CARD = "README.md"
+
+
+class RunFolder(NamedTuple):
+    """The places in a run folder."""
+
+    path: Path
+
+    @property
+    def vqvae(self) -> Path:
+        """Stage 1."""
+        return self.path / "vqvae"
+
+    @property
+    def codes(self) -> Path:
+        """The extracted code maps."""
+        return self.path / "codes"
+
+    @property
+    def priors(self) -> Path:
+        """Stage 2, a folder a level."""
+        return self.path / "prior"
+
+    def prior(self, level: int) -> Path:
+        """Stage 2 of a level of codes."""
+        return self.priors / str(level)
+
+    @property
+    def samples(self) -> Path:
+        """Generated images, a folder a seed."""
+        return self.path / "samples"
+
+    def contains_run(self) -> bool:
+        """Whether a training has begun here."""
+        return any((self.vqvae / name).exists() for name in (CONFIG, IN_PROGRESS))
+
+
+def is_finished(stage: Path) -> bool:
+    """Whether a stage's folder holds a published model."""
+    return (stage / MANIFEST).is_file()

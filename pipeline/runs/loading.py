@@ -1,0 +1,77 @@
+"""The networks of an opened run, ready for use, with the hashes that say what belongs together."""
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from pipeline.errors import CheckpointError
+from pipeline.runs.layout import WEIGHTS, RunFolder
+from pipeline.runs.opening import Run
+from pipeline.runs.saved import PriorRun, VQVAERun
+from pipeline.storage import load_strictly, tensors_sha256
+from stage1_vqvae import VQVAE
+from stage2_prior import Prior, make_prior
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class LoadedVQVAE(NamedTuple):
+    """Stage 1, its configuration, and two hashes of its tensors: of those that decide what codes mean, and of the
+    decoder's. A decoder may change without touching codes or priors."""
+
+    network: VQVAE
+    config: VQVAERun
+    codes_sha256: str
+    decoder_sha256: str
+
+
+class LoadedPrior(NamedTuple):
+    """Stage 2 of a level, its configuration, and the hash of its tensors."""
+
+    network: Prior
+    config: PriorRun
+    sha256: str
+
+
+def load_vqvae(run: Run, device: torch.device) -> LoadedVQVAE:
+    """Stage 1 of a run. Raises CheckpointError."""
+    network = VQVAE(run.vqvae.model)
+    load_strictly(network, run.folder.vqvae / WEIGHTS)
+    hashes = tensors_sha256(network.code_tensors()), tensors_sha256(network.decoder_tensors())
+    return LoadedVQVAE(_ready(network, device), run.vqvae, *hashes)
+
+
+def load_priors(run: Run, codes_sha256: str, device: torch.device) -> tuple[LoadedPrior, ...]:
+    """The priors of all levels, if all are finished; else none.
+
+    Raises CheckpointError when one was trained on codes of another meaning.
+    """
+    configs = [config for config in run.priors if config is not None]
+    if len(configs) < len(run.priors):
+        return ()
+    return tuple(load_prior(run.folder, config, codes_sha256, device) for config in configs)
+
+
+def load_prior(folder: RunFolder, config: PriorRun, codes_sha256: str, device: torch.device) -> LoadedPrior:
+    """The prior of a level. Raises CheckpointError when it was trained on codes of another meaning."""
+    check_codes(folder, config, codes_sha256)
+    network = make_prior(config.model)
+    load_strictly(network, folder.prior(config.level) / WEIGHTS)
+    sha256 = tensors_sha256(network.state_dict())
+    return LoadedPrior(_ready(network, device), config, sha256)
+
+
+def check_codes(folder: RunFolder, prior: PriorRun, codes_sha256: str) -> None:
+    """Raise CheckpointError unless a prior was trained on codes of this meaning."""
+    if prior.codes_sha256 != codes_sha256:
+        raise CheckpointError(
+            f"the prior in {folder.prior(prior.level)} was trained on the codes of another vqvae: codes_sha256 "
+            f"{prior.codes_sha256[:12]}, this one has {codes_sha256[:12]}; train a new prior with "
+            f"`gen train-prior {folder.path} --out NEW_RUN`"
+        )
+
+
+def _ready(network: Network, device: torch.device) -> Network:
+    """On the device, laid out for fast convolutions, and no longer to be trained."""
+    return network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -1,0 +1,122 @@
+"""Opening a run: its configurations are parsed once, its files verified once, whatever is done with it afterwards."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import CheckpointError, GenError, UsageError
+from pipeline.runs.layout import RUNS, WEIGHTS, RunFolder, is_finished
+from pipeline.runs.saved import SAMPLED_FROM_NORMAL, PriorRun, VQVAERun, read_config
+from pipeline.storage import verify
+
+Needed = Literal["vqvae", "samples"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with a finished stage 1, and the configurations of its finished stages."""
+
+    folder: RunFolder
+    vqvae: VQVAERun
+    priors: tuple[PriorRun | None, ...]  # of each level of codes; None where there is no finished one
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Parse the configurations of a run and verify its files. Raises CheckpointError."""
+        run = _parse(RunFolder(Path(path)))
+        _verify(run)
+        return run
+
+    @classmethod
+    def newest(cls, needed: Needed) -> "Run":
+        """Open the newest run under runs/ that has a stage 1, or that images can be sampled from.
+
+        Raises UsageError when there is none, CheckpointError.
+        """
+        finished = [folder for folder in map(RunFolder, RUNS.glob("*")) if is_finished(folder.vqvae)]
+        complaint = ""
+        for folder in sorted(finished, key=lambda folder: _changed(folder, needed), reverse=True):
+            try:
+                run = _parse(folder)
+                if needed == "samples":
+                    run.check_can_be_sampled()
+            except GenError as error:
+                complaint = complaint or f" (passed over: {error})"
+                continue
+            _verify(run)
+            return run
+        missing = "vqvae" if needed == "vqvae" else "prior"
+        raise UsageError(
+            f"no finished {missing} under {RUNS.resolve()}; train one with `gen train-{missing}`, or name a run"
+            + complaint
+        )
+
+    def check_can_be_sampled(self) -> None:
+        """Raise UsageError or CheckpointError unless images can be sampled from this run."""
+        path, model = self.folder.path, self.vqvae.model
+        if not model.is_discrete:
+            check_latents(self.vqvae)
+            return
+        missing = [str(level) for level, prior in enumerate(self.priors) if prior is None]
+        if missing and model.levels > 1:
+            raise CheckpointError(
+                f"{path} has no finished prior of level {', '.join(missing)}, of {model.levels} levels; "
+                f"train them with `gen train-prior {path} --resume auto`"
+            )
+        if missing:
+            raise CheckpointError(f"{path} has no finished prior; train one with `gen train-prior {path}`")
+
+    @property
+    def can_be_sampled(self) -> bool:
+        """Whether images can be sampled from this run."""
+        try:
+            self.check_can_be_sampled()
+        except GenError:
+            return False
+        return True
+
+
+def open_run(path: str | Path | None, needed: Needed) -> Run:
+    """Open the named run, or the newest one with what is needed.
+
+    Raises UsageError or CheckpointError, also when the named run lacks what is needed.
+    """
+    if path is None:
+        return Run.newest(needed)
+    run = Run.open(path)
+    if needed == "samples":
+        run.check_can_be_sampled()
+    return run
+
+
+def check_latents(config: VQVAERun) -> None:
+    """Raise UsageError unless a continuous bottleneck held its codes to a distribution."""
+    if config.model.bottleneck not in SAMPLED_FROM_NORMAL:
+        raise UsageError(
+            "there is nothing to draw from: with --bottleneck none nothing says how codes are distributed; train with "
+            "gaussian or mmd, or with vq and a prior"
+        )
+
+
+def _parse(folder: RunFolder) -> Run:
+    if not folder.path.is_dir():
+        raise CheckpointError(f"there is no run folder {folder.path}")
+    if not is_finished(folder.vqvae):
+        begun = "stage 1 is unfinished" if folder.contains_run() else "it is no run folder, or its training never began"
+        raise CheckpointError(f"{folder.path} has no finished stage 1: {begun}")
+    vqvae = read_config(folder.vqvae, VQVAERun)
+    stages = [folder.prior(level) for level in range(vqvae.model.levels)]
+    return Run(folder, vqvae, tuple(read_config(s, PriorRun) if is_finished(s) else None for s in stages))
+
+
+def _verify(run: Run) -> None:
+    verify(run.folder.vqvae)
+    for level, prior in enumerate(run.priors):
+        if prior is not None:
+            verify(run.folder.prior(level))
+
+
+def _changed(folder: RunFolder, needed: Needed) -> float:
+    """When what is needed of a run was finished."""
+    stages = [folder.vqvae, *folder.priors.glob("*")] if needed == "samples" else [folder.vqvae]
+    return max((stage / WEIGHTS).stat().st_mtime for stage in stages if is_finished(stage))

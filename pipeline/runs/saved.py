@@ -1,0 +1,79 @@
+"""What config.json holds, of each stage."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from pipeline.config.data import DataConfig
+from pipeline.config.training import AugmentConfig, TrainingConfig
+from pipeline.errors import CheckpointError
+from pipeline.runs.layout import CONFIG, FORMAT_VERSION
+from pipeline.storage import JsonObject, read_json, validated
+from stage1_vqvae import VQVAEConfig
+from stage2_prior import PriorConfig
+
+# Continuous bottlenecks that hold codes to N(0, I), so that new codes can be drawn from it.
+SAMPLED_FROM_NORMAL = ("gaussian", "mmd")
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class VQVAERun:
+    """config.json of stage 1."""
+
+    format_version: Literal[4] = FORMAT_VERSION
+    kind: Literal["vqvae"] = "vqvae"
+    model: VQVAEConfig
+    training: TrainingConfig
+    data: DataConfig
+    fingerprint: str  # of the images
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class PriorRun:
+    """config.json of stage 2 of a level, with the hash of what decides the meaning of its codes."""
+
+    format_version: Literal[4] = FORMAT_VERSION
+    kind: Literal["prior"] = "prior"
+    model: PriorConfig
+    training: TrainingConfig
+    augmentation: AugmentConfig = AugmentConfig()
+    level: int = 0
+    codes_sha256: str
+    class_names: tuple[str, ...]
+    class_weights: tuple[float, ...]
+
+
+Saved = TypeVar("Saved", VQVAERun, PriorRun)
+
+
+def read_config(folder: Path, kind: type[Saved], name: str = CONFIG) -> Saved:
+    """The configuration of a stage's model, or with `name` of the training in progress. Raises CheckpointError."""
+    path = folder / name
+    content = read_json(path)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        older = "; train the run anew, or read it with the version of gen that wrote it" if version in (1, 2, 3) else ""
+        raise CheckpointError(f"{path} has format_version {version}; this version reads {FORMAT_VERSION}{older}")
+    return validated(path, content, kind)
+
+
+def as_json(config: VQVAERun | PriorRun) -> JsonObject:
+    """What config.json holds."""
+    return asdict(config)
+
+
+def codes_in_words(config: VQVAEConfig) -> str:
+    """The codes of an image: how many, and of what kind."""
+    grids = " + ".join(f"{rows} x {columns}" for rows, columns in config.grids)
+    if not config.is_discrete:
+        return f"{grids}, each {config.code_dim} numbers ({config.bottleneck})"
+    return f"{grids}, each one of {config.num_codes} ({config.bottleneck})"
+
+
+def images_in_words(config: VQVAEConfig) -> str:
+    """Channels, height and width of an image."""
+    return f"{config.channels} x {config.height} x {config.width}"

@@ -1,0 +1,1 @@
+"""A loaded run, and drawing new images from it."""

@@ -1,0 +1,165 @@
+"""Draw new images: `generate()` into memory, `generate_files()` into a folder, which is what `gen sample` calls."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple, Unpack
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from pipeline import processes
+from pipeline.config.arguments import GenerateArguments, GenerateFilesArguments
+from pipeline.config.options import build
+from pipeline.config.sampling import GRID_IMAGES, FileConfig, Format, SampleConfig
+from pipeline.errors import InterruptedRunError
+from pipeline.interruption import Interruption
+from pipeline.reporting import Reporter, Silent
+from pipeline.runs.layout import RunFolder
+from pipeline.sampling.labels import Label
+from pipeline.sampling.model import Model, loaded
+from pipeline.sampling.request import Request, sample_folder
+from pipeline.sampling.samplers import Sampler
+from pipeline.sampling.samples import Samples, first_codes, missing_parts, save_grid, write_part, written_parts
+from stage2_prior import SamplingOptions
+
+_UNWRITTEN = 2  # finished parts that may wait to be written while the next is drawn
+
+
+def generate(
+    run: str | Path | Model | None = None,
+    n: int = GRID_IMAGES,
+    *,
+    label: Label = None,
+    device: str | torch.device | None = None,
+    reporter: Reporter | None = None,
+    **options: Unpack[GenerateArguments],
+) -> Samples:
+    """Draw n new images from a run (a folder, a loaded one, or by default the newest that can be sampled from).
+
+    Image i depends on the run, the seed, i and the class alone: not on n, the batch size or the number of
+    processes, which divide the work when launched by accelerate. `label`: a class by name or number, or several,
+    drawn in turn, or "balanced" for all; without it classes are drawn in the training data's proportions. `options`
+    are the fields of SampleConfig and SamplingOptions. Raises UsageError with all bad arguments at once, and
+    CheckpointError.
+    """
+    config, sampling = build({"n": n, **options}, SampleConfig, SamplingOptions)
+    model = loaded(run, "samples", device, options.get("precision"))
+    return model.sample(
+        config.n,
+        seed=config.seed,
+        label=label,
+        batch_size=config.batch_size,
+        options=sampling,
+        accelerator=processes.start(),
+        reporter=reporter,
+    )
+
+
+class Generated(NamedTuple):
+    """Where images lie, how many there are, and how many of them were drawn just now."""
+
+    folder: Path
+    n: int
+    new: int
+
+
+def generate_files(
+    run: str | Path | Model | None = None,
+    *,
+    label: Label = None,
+    device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **options: Unpack[GenerateFilesArguments],
+) -> Generated:
+    """Draw the images of `generate` into a folder, by default RUN/samples/seed-SEED; memory does not grow with n.
+
+    Finished images are written, a part at a time, while others are drawn. Called again with the same arguments, or
+    with a larger `n`, it draws what is missing, and leaves what is there. Processes divide the missing parts, and meet
+    only at the end. `options` are the fields of SampleConfig, SamplingOptions and FileConfig. Raises UsageError, also
+    when the folder holds anything else, CheckpointError, and InterruptedRunError on a signal.
+    """
+    config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
+    model = loaded(run, "samples", device, options.get("precision"))
+    accelerator = processes.start()
+    sampler = model.sampler(seed=config.seed, label=label, options=sampling)
+    folder = Path(out) if out else samples_folder(model.run.folder, config.seed, label)
+    with sample_folder(folder, _request(model, sampler, files), accelerator):
+        new = _Drawing(sampler, folder, config, files.format).run(accelerator, reporter or Silent())
+        if accelerator.is_main_process:
+            codes = first_codes(folder, written_parts(folder, files.format), GRID_IMAGES)
+            save_grid(folder, model.decode(codes))
+    return Generated(folder, config.n, new)
+
+
+def samples_folder(run: RunFolder, seed: int, label: Label) -> Path:
+    """Where samples go unless told otherwise."""
+    words = label if label is None or isinstance(label, int | str) else ",".join(map(str, label))
+    return run.samples / (f"seed-{seed}" if label is None else f"seed-{seed}-{str(words).replace('/', '-')}")
+
+
+def _request(model: Model, sampler: Sampler, files: FileConfig) -> Request:
+    return Request(
+        codes_sha256=model.vqvae.codes_sha256,
+        decoder_sha256=model.vqvae.decoder_sha256,
+        prior_sha256=sampler.prior_sha256,
+        seed=sampler.seed,
+        label=sampler.class_names,
+        **asdict(sampler.options),
+        precision=model.precision,
+        format=files.format,
+    )
+
+
+class _Drawing(NamedTuple):
+    """The images of a request, to be drawn into a folder."""
+
+    sampler: Sampler
+    folder: Path
+    config: SampleConfig
+    format: Format
+
+    def run(self, accelerator: Accelerator, reporter: Reporter) -> int:
+        """Draw and write what is missing, divided over the processes; return how many images that were."""
+        missing = self._missing(accelerator.num_processes)
+        accelerator.wait_for_everyone()  # all have looked before any writes
+        own = missing[accelerator.process_index :: accelerator.num_processes]
+        with Interruption(accelerator) as interruption:
+            drawn = self._draw(own, interruption, reporter)
+        outcome = torch.tensor([drawn, interruption.signal_number], device=accelerator.device)
+        outcomes = accelerator.gather(outcome).reshape(-1, 2)
+        total, signal_number = int(outcomes[:, 0].sum()), int(outcomes[:, 1].max())
+        left = sum(len(part) for part in missing) - total
+        if left:
+            message = f"stopped as asked; the same command draws the {left:,} images left"
+            raise InterruptedRunError(message, signal_number)
+        return total
+
+    def _missing(self, world_size: int) -> list[range]:
+        written = written_parts(self.folder, self.format)
+        images = sum(len(gap) for gap in missing_parts(written, self.config.n, self.config.n))
+        per_process = max(1, -(-images // world_size))
+        size = min(per_process, self.config.batch_size or self.sampler.batch_size(per_process))
+        return missing_parts(written, self.config.n, size)
+
+    def _draw(self, parts: list[range], interruption: Interruption, reporter: Reporter) -> int:
+        """One part after another, until a signal: it is drawn here, and written by a thread."""
+        drawn, started = 0, perf_counter()
+        unwritten: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1) as writer:
+            for step in reporter.steps(range(len(parts)), "draw"):
+                samples = self.sampler.sample(np.array(parts[step]))
+                unwritten.append(writer.submit(write_part, self.folder, parts[step], samples, self.format))
+                drawn += len(samples)
+                reporter.show({"images/s": drawn / (perf_counter() - started)})
+                if len(unwritten) > _UNWRITTEN:
+                    unwritten.popleft().result()
+                if interruption.signal_number:
+                    break
+            for future in unwritten:
+                future.result()
+        return drawn

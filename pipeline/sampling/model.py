@@ -1,0 +1,193 @@
+"""A loaded run: encode, decode, reconstruct, sample."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from pipeline import processes
+from pipeline.config.sampling import FloatPrecision
+from pipeline.errors import CheckpointError, UsageError, stage_errors_as_usage
+from pipeline.reporting import Reporter, Silent
+from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, load_priors, load_vqvae
+from pipeline.runs.opening import Needed, Run, open_run
+from pipeline.runs.saved import codes_in_words, images_in_words
+from pipeline.sampling.labels import Label
+from pipeline.sampling.samplers import CodeSampler, LatentSampler, Sampler
+from pipeline.sampling.samples import Samples, join
+from stage1_vqvae import Codes, VQVAEConfig
+from stage2_prior import SamplingOptions
+
+_PIXELS = 2**22  # of images encoded or decoded at a time
+
+
+@dataclass(frozen=True, repr=False)
+class Model:
+    """A loaded run: both stages, or stage 1 alone."""
+
+    run: Run
+    vqvae: LoadedVQVAE
+    priors: tuple[LoadedPrior, ...]  # one a level, or none
+
+    def __repr__(self) -> str:
+        config = self.vqvae.config.model
+        kinds = ", ".join(prior.config.model.prior for prior in self.priors) or "no prior"
+        return (
+            f"Model({str(self.run.folder.path)!r}: images {images_in_words(config)}, codes {codes_in_words(config)}, "
+            f"{kinds}, {len(self.vqvae.config.class_names)} classes, {self.precision} on {self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vqvae.network.data_variance.device
+
+    @property
+    def precision(self) -> FloatPrecision:
+        """The precision of the weights."""
+        return "float64" if self.vqvae.network.data_variance.dtype == torch.float64 else "float32"
+
+    def encode(
+        self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], reporter: Reporter | None = None
+    ) -> Codes:
+        """Codes of images, a tensor a level (see VQVAE.encode). Raises UsageError when they do not fit."""
+        batches = torch.split(torch.as_tensor(images), _images_at_a_time(self.vqvae.config.model))
+        steps = (reporter or Silent()).steps(range(len(batches)), "encode")
+        with stage_errors_as_usage():
+            parts = [self.vqvae.network.encode(batches[step].to(self.device)) for step in steps]
+        return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
+
+    def decode(self, codes: Codes, reporter: Reporter | None = None) -> UInt8[Tensor, "n c h w"]:
+        """Images of codes. Raises UsageError when they do not fit."""
+        if len({len(level) for level in codes}) != 1:
+            raise UsageError(
+                f"codes of as many images at every level are needed; got {[len(level) for level in codes]}"
+            )
+        size = _images_at_a_time(self.vqvae.config.model)
+        batches = list(zip(*(torch.split(level, size) for level in codes), strict=True))
+        steps = (reporter or Silent()).steps(range(len(batches)), "decode")
+        with stage_errors_as_usage():
+            on_device = (tuple(level.to(self.device) for level in batches[step]) for step in steps)
+            return torch.cat([self.vqvae.network.decode(batch).cpu() for batch in on_device])
+
+    def reconstruct(
+        self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], levels: int | None = None
+    ) -> UInt8[Tensor, "n c h w"]:
+        """What the codes keep of images; with `levels`, those of the first levels, the others at their mean."""
+        return self.decode(self.encode(images)[:levels])
+
+    def sampler(self, *, seed: int = 0, label: Label = None, options: SamplingOptions | None = None) -> Sampler:
+        """What draws images of a seed and a class (by default the classes of the training data, in proportion).
+
+        Raises UsageError for a class that does not exist, and where codes are numbers for what has no meaning there;
+        CheckpointError when there is nothing to draw from.
+        """
+        options = options or SamplingOptions()
+        if not self.vqvae.config.model.is_discrete:
+            return LatentSampler(self.vqvae, self.decode, seed, options, label)
+        if not self.priors:
+            raise CheckpointError("this run has no finished prior to sample from; train one with `gen train-prior`")
+        return CodeSampler(self.vqvae, self.decode, seed, options, label, self.priors)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        label: Label = None,
+        batch_size: int | None = None,
+        options: SamplingOptions | None = None,
+        accelerator: Accelerator | None = None,
+        reporter: Reporter | None = None,
+    ) -> Samples:
+        """Images 0 to n - 1 of a seed. With an accelerator its processes divide them, and each returns all.
+
+        Without `batch_size`, as many at a time as memory allows, 256 at most. Raises what `sampler` raises.
+        """
+        if n < 1:
+            raise UsageError(f"there must be an image to draw at least; got n = {n}")
+        sampler, indices = self.sampler(seed=seed, label=label, options=options), _own_indices(n, accelerator)
+        size = batch_size or sampler.batch_size(len(indices))
+        batches = np.array_split(indices, -(-len(indices) // size))
+        steps = (reporter or Silent()).steps(range(len(batches)), "draw")
+        own = join([sampler.sample(batches[step]) for step in steps])
+        if accelerator is None or accelerator.num_processes == 1:
+            return own
+        return _gather(own, n, accelerator)
+
+
+def _images_at_a_time(config: VQVAEConfig) -> int:
+    return max(1, min(256, _PIXELS // (config.height * config.width)))
+
+
+def _own_indices(n: int, accelerator: Accelerator | None) -> Int[np.ndarray, "m"]:
+    """Every process the same number of images, as a gather needs; the surplus repeats the last image."""
+    if accelerator is None:
+        return np.arange(n)
+    world_size = accelerator.num_processes
+    return np.arange(accelerator.process_index, -(-n // world_size) * world_size, world_size).clip(max=n - 1)
+
+
+def _gather(own: Samples, n: int, accelerator: Accelerator) -> Samples:
+    """Undo `_own_indices`: image i was drawn by process i modulo their number."""
+
+    def gather(part: Tensor) -> Tensor:
+        gathered: Tensor = accelerator.gather(part.to(accelerator.device))
+        by_process = gathered.reshape(accelerator.num_processes, -1, *part.shape[1:])
+        return by_process.transpose(0, 1).flatten(0, 1)[:n].cpu()
+
+    labels = None if own.labels is None else gather(own.labels)
+    # gloo knows no int16
+    codes = tuple(gather(level.int() if level.dtype == torch.int16 else level).to(level.dtype) for level in own.codes)
+    return Samples(gather(own.images), codes, labels, own.class_names, own.codes_sha256)
+
+
+def load(
+    run: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    precision: FloatPrecision = "float32",
+) -> Model:
+    """Load a run by its path alone; without one, the newest under runs/.
+
+    The priors are loaded where those of all levels are finished. Without `device`, a GPU where there is one, else the
+    CPU. Raises CheckpointError when a model is missing, damaged, or when a prior was trained on the codes of another
+    vqvae, and UsageError when there is no such device.
+    """
+    return load_opened(open_run(run, "vqvae"), device, precision)
+
+
+def load_opened(run: Run, device: str | torch.device | None, precision: FloatPrecision = "float32") -> Model:
+    """Load what a run that is open holds. Raises CheckpointError, UsageError."""
+    found = processes.find_device(device)
+    vqvae = load_vqvae(run, found)
+    priors = load_priors(run, vqvae.codes_sha256, found)
+    if precision == "float64":
+        for network in (vqvae.network, *(prior.network for prior in priors)):
+            network.double()
+    return Model(run, vqvae, priors)
+
+
+def loaded(
+    run: "str | Path | Model | None",
+    needed: Needed,
+    device: str | torch.device | None,
+    precision: FloatPrecision | None = None,
+) -> Model:
+    """The model itself where one is given, else what is loaded by its path, with what is needed.
+
+    Raises UsageError, also where a loaded model is asked to be elsewhere or of another precision; CheckpointError.
+    """
+    if not isinstance(run, Model):
+        return load_opened(open_run(run, needed), device, precision or "float32")
+    if device is not None and processes.find_device(device) != run.device:
+        raise UsageError(f"the model given is on {run.device}; leave device={str(device)!r} out, or load it there")
+    if precision not in (None, run.precision):
+        raise UsageError(f"the model given is of {run.precision}; leave precision out, or load it in {precision}")
+    if needed == "samples":
+        run.run.check_can_be_sampled()
+    return run

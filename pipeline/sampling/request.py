@@ -1,0 +1,73 @@
+"""A folder of samples belongs to one request, and is filled by one command at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from pipeline import processes
+from pipeline.config.sampling import FloatPrecision, Format
+from pipeline.errors import UsageError
+from pipeline.runs.layout import FORMAT_VERSION
+from pipeline.runs.lock import locked
+from pipeline.sampling.samples import CODES, remove_partial
+from pipeline.storage import read_json, validated, write_json
+
+REQUEST = "request.json"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Request:
+    """request.json of a folder of samples: all that decides what its images are, and how they are laid out."""
+
+    format_version: Literal[4] = FORMAT_VERSION
+    kind: Literal["samples"] = "samples"
+    codes_sha256: str
+    decoder_sha256: str
+    prior_sha256: str
+    seed: int
+    label: str | None
+    guidance: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    precision: FloatPrecision
+    format: Format
+
+
+@contextmanager
+def sample_folder(folder: Path, request: Request, accelerator: Accelerator) -> Iterator[None]:
+    """While it is entered, a folder is filled by this request and by no other command.
+
+    Raises, on every process alike, UsageError when the folder holds anything else or is being written to, and
+    CheckpointError when its request cannot be read.
+    """
+    path = folder / REQUEST
+
+    def check_is_ours() -> None:
+        if not path.exists() and folder.exists() and any(folder.glob("[!.]*")):
+            raise UsageError(f"{folder} exists already, and has no {REQUEST} to go on from; choose another --out")
+
+    def prepare() -> None:
+        (folder / CODES).mkdir(exist_ok=True)
+        if path.exists():
+            _check_same(folder, validated(path, read_json(path), Request), request)
+        else:
+            write_json(path, asdict(request))
+        remove_partial(folder, request.format)
+
+    processes.on_main(accelerator, check_is_ours)
+    with locked(folder, accelerator, prepare):
+        yield
+
+
+def _check_same(folder: Path, begun: Request, asked: Request) -> None:
+    ours, there = asdict(asked), asdict(begun)
+    differing = [f"{name} {there[name]}, not {ours[name]}" for name in there if there[name] != ours[name]]
+    if differing:
+        raise UsageError(f"{folder} holds samples of {'; '.join(differing)}; choose another --out or --seed")

@@ -1,0 +1,167 @@
+"""Samplers draw images of a run by their indices: from a prior over codes, or where codes are numbers from N(0, I).
+
+Which process draws an image, and in which batch, is a matter of speed alone: the noise of an image is a function of
+the seed and the image's index.
+"""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from pipeline.data.code_maps import code_dtype
+from pipeline.errors import UsageError, stage_errors_as_usage
+from pipeline.randomness import Purpose, stream
+from pipeline.runs.loading import LoadedPrior, LoadedVQVAE
+from pipeline.runs.opening import check_latents
+from pipeline.sampling.labels import Label, check_label, in_words, labels_of
+from pipeline.sampling.matmul import fast_products
+from pipeline.sampling.samples import Samples
+from stage1_vqvae import Codes
+from stage2_prior import Noise, SampledLevels, SamplingOptions, Stepper, draw_levels, stepper_of
+
+MOST_AT_A_TIME = 256  # images: products are large enough, more of them gain nothing
+_MEMORY_FRACTION = 4  # a quarter of the free memory is enough for drawing
+_IMAGE_COPIES = 12  # in float32 while an image is decoded, then in bytes while it waits to be written
+
+
+@dataclass
+class Sampler(ABC):
+    """Draws images of one seed by their indices. `decode` turns codes into images, in batches that fit the device."""
+
+    vqvae: LoadedVQVAE
+    decode: Callable[[Codes], UInt8[Tensor, "n c h w"]]
+    seed: int
+    options: SamplingOptions
+    label: Label
+
+    @abstractmethod
+    def sample(self, image_indices: Int[np.ndarray, "n"]) -> Samples:
+        """These images of the seed."""
+
+    @abstractmethod
+    def batch_size(self, wanted: int) -> int:
+        """How many images to draw at a time: what is wanted, as far as the memory allows."""
+
+    @property
+    @abstractmethod
+    def prior_sha256(self) -> str:
+        """The hash of the priors' tensors; empty where there is none."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> str | None:
+        """The classes asked for, if any were."""
+
+
+@dataclass
+class LatentSampler(Sampler):
+    """Draws numbers from N(0, I), scaled by the temperature. Raises UsageError for what has no meaning there."""
+
+    prior_sha256 = ""
+    class_names = None
+
+    def __post_init__(self) -> None:
+        check_latents(self.vqvae.config)
+        options = self.options
+        wrong = [] if self.label is None else ["they know no classes: leave --class out"]
+        if options.top_k is not None or options.top_p is not None or options.guidance != 1:
+            wrong.append("there is no --top-k, --top-p or --guidance of them")
+        if wrong:
+            bottleneck = self.vqvae.config.model.bottleneck
+            raise UsageError(f"the codes of a {bottleneck} bottleneck are numbers: {'; '.join(wrong)}")
+
+    def sample(self, image_indices: Int[np.ndarray, "n"]) -> Samples:
+        """These images of the seed."""
+        config = self.vqvae.config.model
+        shape = (config.code_dim, *config.grids[0])
+        normal = [stream(self.seed, Purpose.LATENTS, int(index)).standard_normal(shape) for index in image_indices]
+        latents = (torch.from_numpy(self.options.temperature * np.stack(normal)).float(),)
+        return Samples(self.decode(latents), latents, None, (), self.vqvae.codes_sha256)
+
+    def batch_size(self, wanted: int) -> int:
+        """As many as a prior draws at most: `decode` cuts them smaller."""
+        return min(wanted, MOST_AT_A_TIME)
+
+
+@dataclass
+class CodeSampler(Sampler):
+    """Draws from the priors of all levels. The plans and buffers of the last batch serve the next of its size.
+
+    Raises UsageError for a class that does not exist, and for guidance that a prior was not trained for.
+    """
+
+    priors: Sequence[LoadedPrior]
+    _steppers: dict[int, list[Stepper]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_label(self.label, self.priors[0].config)
+        self._make_steppers(1)
+
+    def sample(self, image_indices: Int[np.ndarray, "n"]) -> Samples:
+        """These images of the seed."""
+        labels = labels_of(image_indices, self.label, self.seed, self.priors[0].config)
+        codes = self.sample_codes(image_indices, labels).codes
+        return Samples(self.decode(codes), codes, labels, self.priors[0].config.class_names, self.vqvae.codes_sha256)
+
+    def sample_codes(
+        self, image_indices: Int[np.ndarray, "n"], labels: Int[Tensor, "n"] | None, known: Codes | None = None
+    ) -> SampledLevels:
+        """Codes of these images, on the CPU; of `known` codes those that are not negative are kept."""
+        device, width = self.vqvae.network.data_variance.device, self.priors[-1].config.model.width
+        noise = Noise(self.seed, torch.from_numpy(image_indices).to(device))
+        there = None if known is None else tuple(level.long().to(device) for level in known)
+        with fast_products(device, len(image_indices), width):
+            sampled = draw_levels(self._steppers_for(len(image_indices)), noise, labels, self.options, there)
+        dtype = code_dtype(self.vqvae.config.model)
+        return SampledLevels(
+            tuple(level.cpu().to(dtype) for level in sampled.codes),
+            sampled.log_probability.cpu(),
+            sampled.known_log_probability.cpu(),
+        )
+
+    def batch_size(self, wanted: int) -> int:
+        """As the free memory allows, 256 at most."""
+        one, two = (sum(stepper.memory() for stepper in self._make_steppers(n)) for n in (1, 2))
+        bytes_per_image = two - one + _IMAGE_COPIES * self.vqvae.config.model.values
+        free = _free_bytes(self.vqvae.network.data_variance.device) // _MEMORY_FRACTION
+        return max(1, min(wanted, MOST_AT_A_TIME, free // bytes_per_image))
+
+    @property
+    def prior_sha256(self) -> str:
+        """The hash of the priors' tensors."""
+        hashes = [prior.sha256 for prior in self.priors]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    @property
+    def class_names(self) -> str | None:
+        """The classes asked for, if any were."""
+        return in_words(self.label, self.priors[0].config.class_names)
+
+    def _steppers_for(self, n: int) -> list[Stepper]:
+        if n not in self._steppers:
+            self._steppers.clear()
+            self._steppers[n] = self._make_steppers(n)
+        return self._steppers[n]
+
+    @stage_errors_as_usage()
+    def _make_steppers(self, n: int) -> list[Stepper]:
+        return [stepper_of(prior.network, n, self.options.guidance) for prior in self.priors]
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():  # a container's, else "max"
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,78 @@
+"""What a training costs, found before its first step: the steps that fit into a number of minutes, and its memory."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UsageError
+from pipeline.randomness import batch_indices
+from pipeline.training.task import Batch, ReportedT
+from pipeline.training.trainer import Trainer, own_random_numbers
+
+WARM_UP = 4
+TIMED = 16
+SPARE = 0.97  # of the time; the rest is for files, pictures and what the estimate misses
+_PROBE = 2  # images of the forward pass whose saved tensors are counted
+
+
+def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> int:
+    """The steps that `seconds` suffice for on the slowest process, evaluations included. Raises UsageError for none."""
+    started = time.perf_counter()
+    state = trainer.state
+    modules = [module for module in (state.task, state.average) if module is not None]
+    before = [{name: tensor.clone() for name, tensor in module.state_dict().items()} for module in modules]
+    state.record.total_steps = 10**9  # so deep in the warm-up that the steps are like any others, but small
+    with own_random_numbers(trainer.device):
+        for step in range(WARM_UP):
+            trainer.train_step(step)
+        per_step = _seconds(trainer, lambda: [trainer.train_step(WARM_UP + i) for i in range(TIMED)]) / TIMED
+    evaluation = _seconds(trainer, trainer.evaluate) + _seconds(trainer, trainer.show_preview)
+    for module, tensors in zip(modules, before, strict=True):
+        module.load_state_dict(tensors)
+    state.optimizer.state.clear()
+    left = seconds - (time.perf_counter() - started) - evaluation * trainer.config.evaluations
+    own = torch.tensor([SPARE * left / per_step], device=trainer.device)
+    steps = int(trainer.accelerator.gather(own).min())
+    if steps < 1:
+        raise UsageError(
+            f"--max-minutes leaves {max(0.0, left):.1f} s for training, after what came before it and "
+            f"{trainer.config.evaluations} evaluations of {evaluation:.1f} s, and a step takes {per_step:.2f} s; "
+            "give more minutes"
+        )
+    return steps
+
+
+def _seconds(trainer: Trainer[Batch, ReportedT], work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter() - started
+
+
+def expected_memory(trainer: Trainer[Batch, ReportedT]) -> int:
+    """Bytes a process for weights, gradients, AdamW's two moments, the average, and a micro-batch's activations."""
+    parameters = sum(p.numel() * p.element_size() for p in trainer.module.parameters())
+    copies = 5 if trainer.config.average_decay else 4
+    micro_batch = trainer.config.batch_size // (trainer.config.micro_batches or 1)
+    return copies * parameters + _saved_bytes(trainer) * micro_batch // _PROBE
+
+
+def _saved_bytes(trainer: Trainer[Batch, ReportedT]) -> int:
+    """Bytes that a forward pass over a few images keeps for the backward pass, weights not counted."""
+    weights = {p.data_ptr() for p in trainer.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = trainer.training_batch(batch_indices(trainer.config.seed, 0, _PROBE, trainer.data.population))
+    with own_random_numbers(trainer.device), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with trainer.autocast():
+            output = trainer.module(batch, 0.0)
+        del output
+    return sum(kept.values())

@@ -1,0 +1,164 @@
+"""Checkpoints of a training and finished models: save, verify, load, keep the last few and the best."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pipeline.errors import CheckpointError
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, VALIDATION, WEIGHTS
+from pipeline.runs.saved import PriorRun, VQVAERun, as_json
+from pipeline.runs.validation import Metrics, Validation
+from pipeline.storage import (
+    MANIFEST,
+    atomic_folder,
+    load_strictly,
+    load_tensors,
+    read_json,
+    save_tensors,
+    validated,
+    verify,
+    write_json,
+    write_manifest,
+)
+
+_OPTIMIZER, _AVERAGE, STEP_RECORD = "optimizer.safetensors", "average.safetensors", "step.json"
+_NAME = re.compile(r"(step|best)-\d+")
+
+
+@dataclass
+class StepRecord:
+    """The steps of a training: how many are done, and after which one the best evaluation so far came."""
+
+    total_steps: int
+    step: int = 0
+    best: Metrics | None = None
+    best_step: int = 0
+
+
+@dataclass
+class TrainingState:
+    """All that a training changes. `task` is a Task, whose part `network` is what is published."""
+
+    task: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    record: StepRecord
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are evaluated and kept: the average where there is one."""
+        return self.task if self.average is None else self.average.module
+
+
+def save_checkpoint(checkpoints: Path, state: TrainingState, keep: int) -> None:
+    """Write all state after a step, then remove all but the latest `keep` checkpoints."""
+    with atomic_folder(checkpoints / f"step-{state.record.step:09d}") as folder:
+        save_tensors(folder / WEIGHTS, state.task.state_dict())
+        save_tensors(folder / _OPTIMIZER, optimizer_tensors(state.task, state.optimizer))
+        if state.average is not None:
+            save_tensors(folder / _AVERAGE, state.average.state_dict())
+        write_json(folder / STEP_RECORD, asdict(state.record))
+    for old in list_checkpoints(checkpoints)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, state: TrainingState) -> None:
+    """Restore all state, bit for bit, but for `total_steps`, which the run may have extended."""
+    verify(folder)
+    load_strictly(state.task, folder / WEIGHTS)
+    if state.average is not None:
+        load_strictly(state.average, folder / _AVERAGE)
+    _load_optimizer(state.task, state.optimizer, load_tensors(folder / _OPTIMIZER))
+    saved = validated(folder / STEP_RECORD, read_json(folder / STEP_RECORD), StepRecord)
+    state.record.step = saved.step
+    if best_folder(folder.parent, saved.best_step).exists():  # else a later best has replaced it
+        state.record.best, state.record.best_step = saved.best, saved.best_step
+
+
+def discard_after(checkpoints: Path, step: int) -> list[Path]:
+    """Remove the checkpoints of steps after `step`, which a run that resumes there will do anew."""
+    later = [path for path in checkpoints.glob("*-*") if _NAME.fullmatch(path.name) and step_of(path) > step]
+    for path in later:
+        shutil.rmtree(path)
+    return later
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(path.name.partition("-")[2])
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(path for path in checkpoints.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is undamaged, and what is wrong with newer ones."""
+    complaints: list[str] = []
+    for path in reversed(list_checkpoints(checkpoints)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            complaints.append(str(error))
+        else:
+            return path, complaints
+    return None, complaints
+
+
+def save_best(checkpoints: Path, state: TrainingState) -> None:
+    """Keep the evaluated network of this step as the best so far."""
+    with atomic_folder(best_folder(checkpoints, state.record.step)) as folder:
+        save_tensors(folder / WEIGHTS, state.evaluated.get_submodule("network").state_dict())
+    for old in checkpoints.glob("best-*"):
+        if old != best_folder(checkpoints, state.record.step):
+            shutil.rmtree(old)
+
+
+def best_folder(checkpoints: Path, step: int) -> Path:
+    """Where the evaluated network of a step is, while it is the best."""
+    return checkpoints / f"best-{step:09d}"
+
+
+def publish(folder: Path, config: VQVAERun | PriorRun, record: StepRecord, others: list[str]) -> None:
+    """Make the best weights the model of a folder. Until its new manifest stands, the folder holds no model.
+
+    `others` are files there that belong to the model.
+    """
+    assert record.best is not None
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.copyfile(best_folder(folder / CHECKPOINTS, record.best_step) / WEIGHTS, folder / WEIGHTS)
+    write_json(folder / CONFIG, as_json(config))
+    reached = Validation(step=record.best_step, steps_done=record.step, metrics=record.best)
+    write_json(folder / VALIDATION, asdict(reached))
+    write_manifest(folder, [CONFIG, WEIGHTS, VALIDATION, *others])
+
+
+def optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors, `parameter.exp_avg` and so on."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in task.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+def _load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[Tensor, dict[str, Tensor]] = {}
+    parameters = dict(task.named_parameters())
+    for key, value in tensors.items():
+        name, entry = key.rsplit(".", 1)
+        if name not in parameters:
+            raise CheckpointError(f"the optimizer's state names {name}, which the model does not have")
+        parameter = parameters[name]
+        # Moments need the parameter's memory layout (channels-last): the fused AdamW walks both in memory order.
+        restored = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter)
+        state.setdefault(parameter, {})[entry] = restored.detach()
+    optimizer.state.update(state)

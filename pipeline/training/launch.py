@@ -1,0 +1,193 @@
+"""What both trainings have in common around the loop: their options, their folder, their beginning and end."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pipeline import processes
+from pipeline.config.options import OptionDict, Options, flatten, given, read_config_file
+from pipeline.config.presets import PRESETS
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import InterruptedRunError, UsageError
+from pipeline.randomness import Purpose, number
+from pipeline.reporting import Reporter, table
+from pipeline.runs.card import write_card
+from pipeline.runs.layout import IN_PROGRESS, RunFolder
+from pipeline.runs.saved import PriorRun, VQVAERun, as_json, read_config
+from pipeline.runs.validation import Metrics
+from pipeline.storage import write_json
+from pipeline.training.budget import expected_memory, steps_within
+from pipeline.training.checkpoint import publish
+from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
+from pipeline.training.task import Batch, ReportedT
+from pipeline.training.trainer import Ended, Trainer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: the run folder, the steps done in all, and the best evaluation on the validation part.
+
+    Of several levels of priors, `validation.levels` has the values of each.
+    """
+
+    run: Path
+    steps: int
+    validation: Metrics
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A training as it was asked for: by whom it is done, what was given, and what it goes on from."""
+
+    options: Options
+    accelerator: Accelerator
+    reporter: Reporter
+    resume: str | None
+    started: float = field(default_factory=time.perf_counter)
+
+
+def resolve_options(
+    stage: str, options: Options, preset: str, config: str | Path | None, configs: tuple[type, ...]
+) -> OptionDict:
+    """Options in order of precedence: given, from a saved config.json, from the preset. Raises UsageError."""
+    sizes = {name: getattr(values, stage) for name, values in PRESETS.items()}
+    if preset not in sizes:
+        raise UsageError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    if options.get("steps") and options.get("max_minutes"):
+        raise UsageError(BOTH_LENGTHS)
+    resolved: OptionDict = dict(sizes[preset])
+    resolved |= read_config_file(Path(config), stage, *configs) if config else {}
+    if options.get("max_minutes"):
+        resolved.pop("steps", None)
+    return {**resolved, **options}
+
+
+def fit_to_processes(training: TrainingConfig, accelerator: Accelerator) -> TrainingConfig:
+    """Settle what depends on the machine at the first start: the micro-batches and the precision."""
+    parts = training.micro_batches or accelerator.num_processes
+    precision = processes.resolve_precision(training.precision, accelerator.device)
+    if training.batch_size % parts:
+        raise UsageError(
+            f"--batch-size {training.batch_size} is not divisible by {parts}, one micro-batch for each process; "
+            f"choose {parts * max(1, training.batch_size // parts)}"
+        )
+    check_processes(replace(training, micro_batches=parts), accelerator)
+    return replace(training, micro_batches=parts, precision=precision)
+
+
+def check_processes(training: TrainingConfig, accelerator: Accelerator) -> None:
+    """Raise UsageError unless the micro-batches can be divided evenly over the processes."""
+    parts = training.micro_batches or 1
+    if parts % accelerator.num_processes:
+        raise UsageError(
+            f"this training has {parts} micro-batches a step, which cannot be divided evenly over "
+            f"{accelerator.num_processes} processes; launch a number that divides {parts}, or start with other "
+            "--micro-batches"
+        )
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Initial weights as a function of the seed; the caller's random numbers are left as they were."""
+    with torch.random.fork_rng([]):  # weights are made on the CPU
+        torch.manual_seed(number(seed, Purpose.WEIGHTS))
+        yield
+
+
+def train_and_publish(
+    launch: Launch,
+    trainer: Trainer[Batch, ReportedT],
+    run: RunFolder,
+    settings: VQVAERun | PriorRun,
+    facts: list[tuple[str, str]],
+    published: list[str],
+) -> Trained:
+    """Initialise or resume, say what is about to happen, train, and make the best weights the stage's model.
+
+    `facts` are shown at the start; `published` are files in the stage's folder that belong to its model. Raises
+    DivergedError, and InterruptedRunError on a signal.
+    """
+    checkpoint = checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter)
+    if checkpoint is None:
+        trainer.start()
+    else:
+        trainer.resume(checkpoint)
+    settings = replace(settings, training=_with_steps(launch, trainer, settings.training))
+    trainer.set_steps(settings.training)
+    launch.reporter.say(_banner(trainer, facts))
+    if launch.accelerator.is_main_process:
+        write_json(trainer.folder / IN_PROGRESS, as_json(settings))
+    launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
+    _report_end(trainer, trainer.run())
+    if launch.accelerator.is_main_process:
+        publish(trainer.folder, settings, trainer.state.record, published)
+        write_card(run)
+    launch.accelerator.wait_for_everyone()
+    for tracker in launch.accelerator.trackers:
+        tracker.finish()
+    launch.accelerator.trackers.clear()  # else the next level's curves would be written here as well
+    assert trainer.state.record.best is not None
+    return Trained(run.path, trainer.state.record.step, trainer.state.record.best)
+
+
+def _report_end(trainer: Trainer[Batch, ReportedT], ended: Ended) -> None:
+    """Say how a training ended, if before its last step. Raises InterruptedRunError after a signal."""
+    record = trainer.state.record
+    steps = f"after step {record.step:,} of {record.total_steps:,}"
+    if ended.signal_number:
+        message = f"stopped as asked {steps}; go on with `{resume_command(trainer.folder)}`"
+        raise InterruptedRunError(message, ended.signal_number)
+    if ended.early:
+        trainer.reporter.say(
+            f"stopped early {steps}: nothing was better than step {record.best_step:,} for "
+            f"{trainer.config.patience} evaluations; it goes on with "
+            f"`{resume_command(trainer.folder, alone=True)} --patience 0`"
+        )
+
+
+def resume_command(stage: Path, *, alone: bool = False) -> str:
+    """The command that goes on with the training in a stage's folder, RUN/vqvae or RUN/prior/LEVEL.
+
+    Of several levels it goes on with those that have been begun together, or with this one `alone`.
+    """
+    if not stage.name.isdigit():
+        return f"gen train-vqvae --out {shlex.quote(str(stage.parent))} --resume auto"
+    run = RunFolder(stage.parents[1])
+    levels = read_config(run.vqvae, VQVAERun).model.levels
+    together = all((run.prior(level) / IN_PROGRESS).exists() for level in range(levels))
+    level = "" if levels == 1 or (together and not alone) else f" --level {stage.name}"
+    return f"gen train-prior {shlex.quote(str(run.path))} --resume auto{level}"
+
+
+def _with_steps(launch: Launch, trainer: Trainer[Batch, ReportedT], training: TrainingConfig) -> TrainingConfig:
+    """Turn minutes into steps, once: a resumed run has its number already."""
+    if training.steps is not None:
+        return training
+    seconds = 60 * (training.max_minutes or 0) - (time.perf_counter() - launch.started)
+    return replace(training, steps=steps_within(trainer, seconds))
+
+
+def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]]) -> str:
+    training, accelerator, done = trainer.config, trainer.accelerator, trainer.state.record.step
+    device = f"{accelerator.device.type} ({torch.get_num_threads()} threads)"
+    if accelerator.device.type == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    parameters = sum(p.numel() for p in trainer.module.parameters())
+    memory = f"about {expected_memory(trainer) / 2**20:,.0f} MiB per process, without data and libraries"
+    steps = f"{training.steps:,} of {training.batch_size} images" + (f", {done:,} done" if done else "")
+    return table(
+        [
+            *facts,
+            ("device", f"{device}, {accelerator.num_processes} process(es), {training.precision}"),
+            ("parameters", f"{parameters:,}"),
+            ("steps", steps),
+            ("memory", memory),
+            ("folder", str(trainer.folder)),
+        ]
+    )

@@ -1,0 +1,238 @@
+"""Train stage 1: what `gen train-vqvae` calls."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+import numpy as np
+from torch import Tensor, nn
+
+from pipeline import processes
+from pipeline.config.arguments import VQVAEArguments
+from pipeline.config.data import ARRAY, EMBEDDED, NAMED, DataConfig
+from pipeline.config.options import Options, build, flatten, given
+from pipeline.config.presets import PresetName
+from pipeline.config.training import TrainingConfig
+from pipeline.data.image_set import ImageSet, check_test_data, from_array, load_images
+from pipeline.data.pictures import write_picture
+from pipeline.data.splits import Split, pixel_variance, save_split, split
+from pipeline.errors import DataError, UsageError
+from pipeline.reporting import Reporter, reporter_for_api
+from pipeline.runs.layout import IN_PROGRESS, RECONSTRUCTIONS, RUNS, SPLIT, RunFolder, is_finished
+from pipeline.runs.lock import locked
+from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, read_config
+from pipeline.training import previews
+from pipeline.training.batches import ImageBatches
+from pipeline.training.launch import (
+    Launch,
+    Trained,
+    check_processes,
+    fit_to_processes,
+    resolve_options,
+    seeded_weights,
+    train_and_publish,
+)
+from pipeline.training.resume import check_free, check_left_out, folder_of_checkpoint, saved_run
+from pipeline.training.trainer import Trainer
+from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
+
+CONFIGS = (DataConfig, VQVAEConfig, TrainingConfig)
+_CLASSES_SHOWN = 10
+
+
+def train_vqvae(
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    preset: PresetName | None = None,
+    config: str | Path | None = None,
+    log: str | None = None,
+    images: np.ndarray | Tensor | None = None,
+    targets: np.ndarray | Tensor | None = None,
+    reporter: Reporter | None = None,
+    **options: Unpack[VQVAEArguments],
+) -> Trained:
+    """Learn a codebook, into OUT/vqvae.
+
+    `options` are the fields of DataConfig, VQVAEConfig and TrainingConfig; those not given come from `config` (a
+    config.json that a run saved), then from `preset`. `images`, uint8 (n, 1 or 3, h, w), may stand in place of
+    `data`, with integer `targets` (n,) as classes. `resume`: "auto", or a checkpoint's path. `reporter`: by default
+    progress is shown in a terminal or a notebook; Silent() shows none. Raises GenError.
+    """
+    asked = given(dict(options)) | ({} if images is None else {"data": ARRAY})
+    checkpoint = None if resume is None else str(resume)
+    stage = folder_of_checkpoint(checkpoint)
+    again = {"--preset": preset, "--config": config, "--out": out if stage else None}
+    check_left_out(checkpoint, given(again))
+    run = RunFolder(stage.parent if stage else Path(out or default_folder(asked)))
+    launch = Launch(asked, processes.start(log, run.vqvae), reporter or reporter_for_api(), checkpoint)
+    saved = saved_run(run.vqvae, VQVAERun, checkpoint, asked)
+    if saved:
+        settings = _resumed(launch, run, saved)
+        image_set = load_image_set(settings.data, images, targets, launch)
+        check_unchanged(run, saved, image_set)
+    else:
+        if checkpoint and "data" not in asked:
+            raise UsageError(
+                f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
+            )
+        wanted = new_options(asked, preset, config)
+        check_test_data(wanted.data)
+        image_set = load_image_set(wanted.data, images, targets, launch)
+        settings = _new_run(wanted, image_set, launch)
+    return _train(launch, run, settings, image_set)
+
+
+def _resumed(launch: Launch, run: RunFolder, saved: VQVAERun) -> VQVAERun:
+    """The saved run, with its images where they are now.
+
+    Raises UsageError where a prior belongs to the weights: further training would change its codes.
+    """
+    check_processes(saved.training, launch.accelerator)
+    if any(map(_is_begun, run.priors.glob("*"))):
+        raise UsageError(
+            f"the prior in {run.priors} belongs to these weights; copy {run.vqvae} into a new run folder to go on there"
+        )
+    _check_patience(launch.options, saved.model)
+    moved = {name: launch.options[name] for name in ("data", "memory_gib") if name in launch.options}
+    (data,) = build({**flatten(saved.data), **moved}, DataConfig)
+    return replace(saved, data=replace(data, data=_absolute(data.data)))
+
+
+def _is_begun(prior: Path) -> bool:
+    begun = read_config(prior, PriorRun, IN_PROGRESS) if (prior / IN_PROGRESS).exists() else None
+    return is_finished(prior) or (begun is not None and begun.training.steps is not None)
+
+
+class StageOptions(NamedTuple):
+    """Checked options, before the images have been looked at."""
+
+    data: DataConfig
+    model: VQVAEConfig
+    training: TrainingConfig
+
+
+def new_options(asked: Options, preset: str | None, config: str | Path | None) -> StageOptions:
+    """Options of a new run: given, from a config.json, from the preset. Raises UsageError for all that is wrong."""
+    default = "digits" if asked.get("data", EMBEDDED) == EMBEDDED else "base"
+    resolved = resolve_options("vqvae", asked, preset or default, config, CONFIGS)
+    # Any image will do to check the options: this one is divisible by every stride allowed.
+    shape = {"channels": 1, "height": 2**15, "width": 2**15}
+    options = StageOptions(*build(resolved, DataConfig, VQVAEConfig, TrainingConfig, derived=shape))
+    idle = options.data.without_effect(set(asked)) + options.model.without_effect(asked)
+    if idle:
+        raise UsageError("\n".join(idle))
+    _check_patience(asked, options.model)
+    return options
+
+
+def _check_patience(asked: Options, model: VQVAEConfig) -> None:
+    if asked.get("patience") and model.keeps_latest:
+        raise UsageError(
+            f"--patience {asked['patience']} belongs to trainings whose best weights are kept, and here the latest "
+            "are; leave it out"
+        )
+
+
+def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVAERun:
+    channels, height, width = image_set.shape
+    shape = {"channels": channels, "height": height, "width": width}
+    (model,) = build(flatten(options.model), VQVAEConfig, derived=shape)
+    data, test_data = options.data, options.data.test_data
+    return VQVAERun(
+        model=model,
+        training=fit_to_processes(options.training, launch.accelerator),
+        data=replace(
+            data, data=_absolute(data.data), test_data=None if test_data is None else _absolute(test_data, NAMED)
+        ),
+        fingerprint=image_set.fingerprint,
+        class_names=image_set.class_names,
+    )
+
+
+def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageSet) -> Trained:
+    seed = settings.training.seed
+    parts = split(len(image_set.images), settings.data, seed)
+    with seeded_weights(seed):
+        task = VQVAETask(VQVAE(settings.model, pixel_variance(image_set.images, parts.train)))
+
+    def preview(evaluated: nn.Module) -> None:
+        assert isinstance(evaluated, VQVAETask)
+        picture = previews.reconstructions(evaluated.network, image_set, parts)
+        if launch.accelerator.is_main_process:
+            write_picture(run.vqvae / RECONSTRUCTIONS, picture)
+
+    trainer = Trainer(
+        task=task,
+        data=ImageBatches(image_set, parts, settings.data.flip, seed),
+        config=settings.training,
+        accelerator=launch.accelerator,
+        folder=run.vqvae,
+        reporter=launch.reporter,
+        preview=preview,
+    )
+    with locked(run.vqvae, launch.accelerator):
+        check_free(run.vqvae, launch.resume)
+        if launch.accelerator.is_main_process:
+            save_split(run.vqvae / SPLIT, parts)
+        return train_and_publish(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
+
+
+def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[str, str]]:
+    model, names = settings.model, image_set.class_names
+    shown = ", ".join(names[:_CLASSES_SHOWN]) + (", ..." if len(names) > _CLASSES_SHOWN else "")
+    tested = f"{len(parts.test):,} for testing" if settings.data.test_data is None else settings.data.test_data
+    return [
+        ("task", f"learn {'a codebook' if model.is_discrete else 'an autoencoder'} (stage 1)"),
+        ("data", f"{settings.data.data}: {len(parts.train):,} images to train on"),
+        ("set aside", f"{len(parts.validation):,} images for validation, {tested}"),
+        *([("classes", f"{len(names)}: {shown}")] if names else []),
+        ("images", images_in_words(model)),
+        ("codes", codes_in_words(model)),
+    ]
+
+
+def load_image_set(
+    config: DataConfig,
+    images: np.ndarray | Tensor | None,
+    targets: np.ndarray | Tensor | None,
+    launch: Launch,
+) -> ImageSet:
+    """The images of a configuration, or those given as an array; one process of a machine decodes for all."""
+    if config.data == ARRAY:
+        if images is None:
+            raise DataError("this run was trained on an array: pass it again, as images=... and targets=...")
+        return from_array(images, targets, (), config)
+    say = launch.reporter.say
+    say(f"reading {config.data}")
+    if config.data in (EMBEDDED, *NAMED) and Path(config.data).is_dir():
+        say(f"that is the data set of this name, not the folder here, which is ./{config.data}")
+    with launch.accelerator.local_main_process_first():
+        image_set = load_images(config, shared=launch.accelerator.num_processes > 1)
+    if image_set.skipped:
+        say(f"skipped {len(image_set.skipped)} images, such as {image_set.skipped[0]}")
+    if image_set.passed_over:
+        say(f"passed over, as no images that are read: {image_set.passed_over}")
+    if config.labels and image_set.names and not image_set.class_names:
+        folders = len({str(Path(name).parent) for name in image_set.names})
+        if folders > 1:
+            say(f"no classes: images lie in {folders} folders, some of them beside folders of others")
+    return image_set
+
+
+def check_unchanged(run: RunFolder, saved: VQVAERun, image_set: ImageSet) -> None:
+    """Raise DataError unless the images are those that a run was trained on."""
+    if saved.fingerprint != image_set.fingerprint:
+        raise DataError(
+            f"the images are not those that {run.path} was trained on: fingerprint {image_set.fingerprint[:12]}, "
+            f"trained on {saved.fingerprint[:12]}; bring the old images back, or start a new run with --out"
+        )
+
+
+def default_folder(asked: Options) -> Path:
+    """runs/NAME, where the name is that of the data."""
+    return RUNS / (Path(str(asked.get("data", EMBEDDED))).expanduser().stem or "images")
+
+
+def _absolute(data: str, names: tuple[str, ...] = (EMBEDDED, ARRAY, *NAMED)) -> str:
+    return data if data in names else str(Path(data).expanduser().resolve())

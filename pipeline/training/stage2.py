@@ -1,0 +1,242 @@
+"""Train stage 2: what `gen train-prior` calls."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Never, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import processes
+from pipeline.config.arguments import PriorArguments
+from pipeline.config.data import ARRAY
+from pipeline.config.options import flatten, given
+from pipeline.config.presets import PresetName
+from pipeline.config.training import AugmentConfig
+from pipeline.data.code_maps import CodeMaps, read_parts
+from pipeline.data.image_set import ImageSet
+from pipeline.data.pictures import write_picture
+from pipeline.data.splits import load_split
+from pipeline.errors import UsageError
+from pipeline.reporting import Reporter, reporter_for_api
+from pipeline.runs.layout import (
+    CONFIG,
+    IN_PROGRESS,
+    SAMPLES_PICTURE,
+    SPLIT,
+    VALIDATION,
+    WEIGHTS,
+    RunFolder,
+    is_finished,
+)
+from pipeline.runs.loading import LoadedVQVAE, load_vqvae
+from pipeline.runs.lock import locked
+from pipeline.runs.opening import Run, open_run
+from pipeline.runs.saved import PriorRun, VQVAERun, read_config
+from pipeline.runs.validation import Metrics
+from pipeline.storage import atomic_folder, sha256, tensors_sha256
+from pipeline.training import previews
+from pipeline.training.batches import CodeBatches
+from pipeline.training.extract import Encoder, extract, views_of
+from pipeline.training.launch import Launch, Trained, resume_command, seeded_weights, train_and_publish
+from pipeline.training.levels import level_of, plan_levels, save_settings
+from pipeline.training.resume import check_free, check_left_out, folder_of_checkpoint
+from pipeline.training.stage1 import check_unchanged, load_image_set
+from pipeline.training.trainer import Trainer
+from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
+
+
+def train_prior(
+    run: str | Path | None = None,
+    *,
+    level: int | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    preset: PresetName | None = None,
+    config: str | Path | None = None,
+    log: str | None = None,
+    data: str | None = None,
+    images: np.ndarray | Tensor | None = None,
+    targets: np.ndarray | Tensor | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+    **options: Unpack[PriorArguments],
+) -> Trained:
+    """Learn the distribution of a run's codes, into RUN/prior/LEVEL; by default of the newest run with a stage 1.
+
+    All levels are learned one after the other, each given the coarser ones, or one `level` alone (0 is the coarsest).
+    `out`: another run folder, to which the frozen stage 1 is copied first. `data`, or `images` with `targets`: where
+    the images of stage 1 are now, if not where they were; needed only until the codes are extracted. `options` are
+    the fields of PriorConfig, TrainingConfig and AugmentConfig; those not given come from `config`, then from `preset`,
+    by default one for the number of images; `max_minutes` are divided over the levels. `resume`: "auto", or a
+    checkpoint's path. `force`: go on with a collapsed codebook. `reporter`: by default progress is shown in a terminal
+    or a notebook; Silent() shows none. Raises GenError.
+    """
+    asked, checkpoint = given(dict(options)), None if resume is None else str(resume)
+    stage = folder_of_checkpoint(checkpoint)
+    where = next((name for name in (run, out, level) if name is not None), None) if stage else None
+    check_left_out(checkpoint, given({"--preset": preset, "--config": config, "RUN, --out and --level": where}))
+    source = open_run(stage.parent.parent if stage else run, "vqvae")
+    folder = RunFolder(Path(out)) if out and not stage else source.folder
+    launch = Launch(asked, processes.start(log, folder.priors), reporter or reporter_for_api(), checkpoint)
+    plan = plan_levels(source, folder, level_of(stage) if stage else level, launch, preset, config)
+    source = _copy_stage1(source, folder, launch)
+    _check_stage1_is_settled(folder)
+    vqvae = load_vqvae(source, launch.accelerator.device)
+    plan.check(folder, vqvae, launch, force)
+
+    def read() -> ImageSet:
+        source_data = ARRAY if images is not None else data or vqvae.config.data.data
+        return load_image_set(replace(vqvae.config.data, data=source_data), images, targets, launch)
+
+    maps = _code_maps(folder, vqvae, plan.augmentation(), read, launch)
+    runs = plan.runs(vqvae, maps["train"], launch)
+    save_settings(folder, runs, launch)
+    done = []
+    for settings in runs:
+        timed = replace(launch, started=time.perf_counter()) if len(runs) > 1 else launch
+        done.append(_train(timed, folder, settings, vqvae, maps))
+    if len(done) == 1:
+        return done[0]
+    return Trained(
+        folder.path, sum(one.steps for one in done), Metrics({}, tuple(one.validation.values for one in done))
+    )
+
+
+def _check_stage1_is_settled(folder: RunFolder) -> None:
+    """Raise UsageError when stage 1 is being trained further: its codes would not be those that are learned."""
+    if (folder.vqvae / IN_PROGRESS).exists() and is_finished(folder.vqvae):
+        done, wanted = (read_config(folder.vqvae, VQVAERun, name).training.steps or 0 for name in (CONFIG, IN_PROGRESS))
+        if wanted > done:
+            raise UsageError(
+                f"{folder.vqvae} has done {done} steps and is to do {wanted}: finish it with "
+                f"`{resume_command(folder.vqvae)}`, or learn the codes that it makes now with --out"
+            )
+
+
+def _copy_stage1(source: Run, folder: RunFolder, launch: Launch) -> Run:
+    """The run itself, or one in another folder to which the frozen stage 1 is copied, so that it is whole by itself."""
+    if folder.path.resolve() == source.folder.path.resolve():
+        return source
+
+    def copy() -> None:
+        ours, theirs = folder.vqvae, source.folder.vqvae
+        if not ours.exists():
+            with atomic_folder(ours) as unfinished:
+                for name in (CONFIG, WEIGHTS, VALIDATION, SPLIT):
+                    shutil.copyfile(theirs / name, unfinished / name)
+        elif not is_finished(ours) or sha256(ours / WEIGHTS) != sha256(theirs / WEIGHTS):
+            raise UsageError(f"{ours} exists already, and is not that of {source.folder.path}; choose another --out")
+
+    processes.on_main(launch.accelerator, copy)
+    return Run.open(folder.path)
+
+
+def _code_maps(
+    folder: RunFolder,
+    vqvae: LoadedVQVAE,
+    augment: AugmentConfig,
+    read: Callable[[], ImageSet],
+    launch: Launch,
+) -> dict[str, CodeMaps]:
+    """The codes of the training and the validation part: those on disk if still right, else of the images read now."""
+    identity = codes_identity(folder, vqvae, augment)
+    current = read_parts(folder.codes, identity)
+    if not processes.true_on_all(launch.accelerator, current is not None):
+        with locked(folder.path, launch.accelerator):
+            current = read_parts(folder.codes, identity)  # another command may have written them meanwhile
+            if not processes.true_on_all(launch.accelerator, current is not None):
+                return _extract(folder, vqvae, augment, read(), launch)
+    assert current is not None
+    launch.reporter.say(f"using the codes in {folder.codes}")
+    return current
+
+
+def _extract(
+    folder: RunFolder, vqvae: LoadedVQVAE, augment: AugmentConfig, image_set: ImageSet, launch: Launch
+) -> dict[str, CodeMaps]:
+    check_unchanged(folder, vqvae.config, image_set)
+    parts, views = load_split(folder.vqvae / SPLIT), views_of(augment, vqvae.config.data.flip)
+    times = f", each {len(views)} times" if len(views) > 1 else ""
+    images = len(parts.train) + len(parts.validation)
+    launch.reporter.say(f"encoding {images:,} images{times} into {folder.codes}")
+    encoder = Encoder(vqvae.network, image_set, launch.accelerator, launch.reporter)
+    return extract(folder.codes, encoder, codes_identity(folder, vqvae, augment), parts, views)
+
+
+def codes_identity(folder: RunFolder, vqvae: LoadedVQVAE, augment: AugmentConfig) -> dict[str, str]:
+    """What extracted codes depend on."""
+    parts = {name: torch.from_numpy(part) for name, part in load_split(folder.vqvae / SPLIT)._asdict().items()}
+    return {
+        "codes_sha256": vqvae.codes_sha256,
+        "fingerprint": vqvae.config.fingerprint,
+        "split_sha256": tensors_sha256(parts),
+        "flip": "yes" if vqvae.config.data.flip else "no",
+        **{name: str(value) for name, value in flatten(augment).items()},
+    }
+
+
+def _train(
+    launch: Launch, folder: RunFolder, settings: PriorRun, vqvae: LoadedVQVAE, maps: dict[str, CodeMaps]
+) -> Trained:
+    level, stage, train, validation = settings.level, folder.prior(settings.level), maps["train"], maps["validation"]
+    unigram_nats = unigram_entropy(validation.levels[level], settings.model.num_codes)
+    with seeded_weights(settings.training.seed):
+        task = PriorTask(make_prior(settings.model), unigram_nats)
+
+    def preview(evaluated: nn.Module) -> None:
+        assert isinstance(evaluated, PriorTask)
+        picture = previews.samples(evaluated.network, vqvae.network, validation)
+        if launch.accelerator.is_main_process:
+            write_picture(stage / SAMPLES_PICTURE, picture)
+
+    trainer: Trainer[CodeBatch, Never] = Trainer(  # a prior has no statistics to report
+        task=task,
+        data=CodeBatches(train, validation, level, settings.model.num_codes, settings.training.seed),
+        config=settings.training,
+        accelerator=launch.accelerator,
+        folder=stage,
+        reporter=launch.reporter,
+        preview=preview,
+    )
+    with locked(stage, launch.accelerator):
+        check_free(stage, launch.resume)
+        return train_and_publish(launch, trainer, folder, settings, _facts(folder, settings, maps), [])
+
+
+def unigram_entropy(codes: Tensor, num_codes: int) -> float:
+    """Entropy in nats of a code drawn by frequency alone: what a prior without context would reach."""
+    frequencies = torch.bincount(codes.flatten().long(), minlength=num_codes).double() / codes.numel()
+    return float(torch.special.entr(frequencies).sum())
+
+
+def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> list[tuple[str, str]]:
+    model, train = settings.model, maps["train"]
+    classes = f", {model.num_classes} classes" if model.num_classes else ""
+    encodings = f", in {1 + len(train.views)} encodings" if train.views else ""
+    which = f" of level {settings.level}" if len(train.levels) > 1 else ""
+    given_levels = f", given {len(model.coarser)} coarser levels" if model.coarser else ""
+    unigram_nats = unigram_entropy(train.levels[settings.level], model.num_codes)
+    validation = f"{len(maps['validation']):,} more for validation"
+    return [
+        ("task", f"learn the distribution of codes{which} (stage 2)"),
+        ("data", f"{folder.codes}: {len(train):,} maps{encodings}, {validation}{classes}"),
+        ("codes", f"{model.height} x {model.width}, each one of {model.num_codes}{given_levels}"),
+        ("network", f"{model.prior}, {model.layers} layers of {model.hidden} channels"),
+        ("reach", _reach(model)),
+        ("scale", f"nats per code: uniform {math.log(model.num_codes):.3f}, unigram {unigram_nats:.3f}"),
+    ]
+
+
+def _reach(model: PriorConfig) -> str:
+    if model.reach is None:
+        return "all earlier codes"
+    largest = max(model.height, model.width) - 1
+    enough = model.reach >= largest
+    advice = "" if enough else f"; the map has {largest}: more --layers or a larger --kernel would see all"
+    return f"{model.reach} rows and columns back{advice}"

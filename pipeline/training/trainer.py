@@ -1,0 +1,277 @@
+"""The one training loop. It serves both stages through `Task` and `TrainingData`.
+
+A step is a function of the state before it and of (seed, step): the batch, its micro-batches, their noise and the
+codebook's choices all follow from these, whatever the number of processes and whether the run was resumed.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeAlias, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pipeline import processes
+from pipeline.config.training import TrainingConfig, evaluations_since, is_due, learning_rate
+from pipeline.interruption import Interruption
+from pipeline.randomness import BatchIndices, Purpose, batch_indices, generator, number
+from pipeline.reporting import Reporter
+from pipeline.runs.layout import CHECKPOINTS
+from pipeline.runs.validation import Metrics
+from pipeline.training.checkpoint import (
+    StepRecord,
+    TrainingState,
+    discard_after,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from pipeline.training.log import Log
+from pipeline.training.task import Batch, ReportedT, Task, TaskOutput, TrainingData
+
+_Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+
+LOGGED_LINES = 200  # lines of metrics.jsonl over a run, about
+POOLED_BATCHES = 4  # batches that a task may initialise itself from
+
+
+class StepResult(NamedTuple, Generic[ReportedT]):
+    """The metrics of one micro-batch or step, and what its task is to be told in `update`."""
+
+    metrics: Mapping[str, Tensor]
+    statistics: Sequence[ReportedT]
+
+
+class Ended(NamedTuple):
+    """How a run of the loop ended: by a signal (0 for none), early since nothing became better, or at its last step."""
+
+    signal_number: int
+    early: bool
+
+
+@dataclass
+class Trainer(Generic[Batch, ReportedT]):
+    """A training run of one network. `preview` is called after each evaluation on every process."""
+
+    task: Task[Batch, ReportedT]
+    data: TrainingData[Batch]
+    config: TrainingConfig
+    accelerator: Accelerator
+    folder: Path
+    reporter: Reporter
+    preview: Callable[[nn.Module], None]
+
+    def __post_init__(self) -> None:
+        self.device: torch.device = self.accelerator.device
+        assert isinstance(self.task, nn.Module)
+        self.module: nn.Module = self.task.to(self.device).to(memory_format=torch.channels_last)
+        decay = self.config.average_decay
+        average = AveragedModel(self.module, multi_avg_fn=_warmed_up(decay)) if decay else None
+        self.wrapped: nn.Module = self.accelerator.prepare_model(self.module)
+        record = StepRecord(self.config.steps or 0)
+        self.state = TrainingState(self.module, self._optimizer(), average, record)
+        self.checkpoints = self.folder / CHECKPOINTS
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        parameters = list(self.module.parameters())
+        spared = {id(p) for p in parameters if p.ndim < 2} | {id(p) for p in self.task.no_weight_decay}
+        decayed = [p for p in parameters if id(p) not in spared]
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, betas=(0.9, self.config.beta2), fused=True)
+
+    def start(self) -> None:
+        """Let the task fit itself to a few batches, and give every process the same result.
+
+        Checkpoints of a run that ended before its first one, if any, are removed.
+        """
+        self._discard_after(-1)
+        batches = [self.training_batch(self._batch_indices(step)) for step in range(POOLED_BATCHES)]
+        with torch.no_grad(), self.autocast():
+            self.task.initialise(batches, generator(self.config.seed, Purpose.CODEBOOK, device=self.device))
+        for tensor in self.module.state_dict().values():
+            if self.accelerator.num_processes > 1:
+                torch.distributed.broadcast(tensor, 0)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint; later ones, if any, are removed."""
+        load_checkpoint(checkpoint, self.state)
+        self._discard_after(self.state.record.step)
+
+    def _discard_after(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            for path in discard_after(self.checkpoints, step):
+                self.reporter.say(f"removed {path}, which lies ahead of where this run goes on")
+        self.accelerator.wait_for_everyone()
+
+    def set_steps(self, config: TrainingConfig) -> None:
+        """Settle how many steps there are; schedules follow."""
+        self.config = config
+        self.state.record.total_steps = config.steps or 0
+
+    def run(self) -> Ended:
+        """Train to the end, or until a signal, after which the state is saved. Raises DivergedError."""
+        record = self.state.record
+        log = Log(self.accelerator, self.reporter, self.folder, self.config, record)
+        with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
+            last = record.step if self._is_overfit() else record.total_steps
+            for step in self.reporter.steps(range(record.step, last), self.folder.name):
+                log.add(self.train_step(step).metrics)
+                record.step = step + 1
+                if is_due(LOGGED_LINES, record.step, record.total_steps):
+                    log.write()
+                if is_due(self.config.evaluations, record.step, record.total_steps):
+                    log.write()
+                    self._evaluate_and_keep(log)
+                signal_number, early = interruption.agreed(record.step), self._is_overfit()
+                if signal_number or early or is_due(self.config.checkpoints, record.step, record.total_steps):
+                    log.write()
+                    self._save()
+                if signal_number or early:
+                    return Ended(signal_number, early)
+        return Ended(0, self._is_overfit())
+
+    def _is_overfit(self) -> bool:
+        """Whether the best evaluation lies too far back: a function of the step record, as on resuming."""
+        record, patience = self.state.record, self.config.patience
+        if not patience or self.task.selection_metric is None or not record.best or record.step == record.total_steps:
+            return False
+        since = evaluations_since(self.config, record.best_step, record.step, record.total_steps)
+        return since >= patience and is_due(self.config.evaluations, record.step, record.total_steps)
+
+    def train_step(self, step: int) -> StepResult[ReportedT]:
+        """One step over the whole batch: forward and backward by micro-batches, optimizer, update, average."""
+        progress = step / self.state.record.total_steps
+        result = self._accumulate(step, progress)
+        norm = self._clip()
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step, self.state.record.total_steps)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+        noise = generator(self.config.seed, Purpose.CODEBOOK, step + 1, device=self.device)
+        for reset in self.task.update(self._over_processes(result.statistics), progress, noise):
+            clear_moments(self.state.optimizer, reset.parameter, reset.rows)
+        if self.state.average is not None:
+            self.state.average.update_parameters(self.module)
+        # The norm is kept as a metric: it is the first to tell that the weights are about to be lost.
+        return StepResult({**result.metrics, "gradient_norm": norm}, result.statistics)
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient, and the discriminator's by itself: neither may throttle the other. Returns the norm."""
+        discriminator = self.task.discriminator_parameters
+        theirs = {id(parameter) for parameter in discriminator}
+        torch.nn.utils.clip_grad_norm_(discriminator, self.config.clip)
+        own = [parameter for parameter in self.module.parameters() if id(parameter) not in theirs]
+        return torch.nn.utils.clip_grad_norm_(own, self.config.clip)
+
+    def _accumulate(self, step: int, progress: float) -> StepResult[ReportedT]:
+        """Gradients of the mean loss over this process's micro-batches (DDP takes the mean over processes)."""
+        indices = self._batch_indices(step)
+        parts = self.config.micro_batches or 1
+        size, own = self.config.batch_size // parts, parts // self.accelerator.num_processes
+        first = self.accelerator.process_index * own
+        results = []
+        for part in range(first, first + own):
+            torch.manual_seed(number(self.config.seed, Purpose.TRAINING_NOISE, step, part))
+            chosen = slice(part * size, (part + 1) * size)
+            batch = self.training_batch(BatchIndices(indices.items[chosen], indices.epochs[chosen]))
+            is_last = part == first + own - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+                with self.autocast():
+                    output: TaskOutput[ReportedT] = self.wrapped(batch, progress)
+                torch.autograd.backward(output.loss / own)
+            results.append(StepResult({"loss": output.loss.detach(), **output.metrics}, output.statistics))
+        names = results[0].metrics
+        metrics = {name: torch.stack([result.metrics[name] for result in results]).mean() for name in names}
+        return StepResult(metrics, [_add_up(same) for same in zip(*(r.statistics for r in results), strict=True)])
+
+    def _over_processes(self, statistics: Sequence[ReportedT]) -> list[ReportedT]:
+        if self.accelerator.num_processes == 1:
+            return list(statistics)
+        reduce, gather = self.accelerator.reduce, self.accelerator.gather
+        return [own._replace(sums=reduce(own.sums, "sum"), samples=gather(own.samples)) for own in statistics]
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        """What the kept weights reach over the whole validation part, divided over the processes."""
+        module = self.state.evaluated
+        task = cast(Task[Batch, ReportedT], module)  # the average is a copy of the task, which torch calls a Module
+        module.eval()
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        totals: dict[str, Tensor] = {}
+        for batch in self.data.validation_batches(rank, world_size, self.device):
+            with self.autocast():
+                sums = task.evaluate(batch)
+            totals = {name: value + totals.get(name, 0) for name, value in sums.items()}
+        module.train()
+        summary = task.summarise({name: self.accelerator.reduce(total, "sum") for name, total in totals.items()})
+        return Metrics(dict(summary.values), tuple(dict(level) for level in summary.levels))
+
+    def _evaluate_and_keep(self, log: Log) -> None:
+        result, record, metric = self.evaluate(), self.state.record, self.task.selection_metric
+        log.line({f"validation_{name}": value for name, value in result.named().items()})
+        self.reporter.say(f"step {record.step:,}, validation: {result.brief()}")
+        if record.best is None or metric is None or result.values[metric] < record.best.values[metric]:
+            record.best, record.best_step = result, record.step
+            if self.accelerator.is_main_process:
+                save_best(self.checkpoints, self.state)
+        self.show_preview()
+
+    def show_preview(self) -> None:
+        """Let the stage make its picture with the evaluated weights."""
+        with torch.no_grad(), self.autocast():
+            self.state.evaluated.eval()
+            self.preview(self.state.evaluated)
+            self.state.evaluated.train()
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.checkpoints, self.state, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _batch_indices(self, step: int) -> BatchIndices:
+        return batch_indices(self.config.seed, step, self.config.batch_size, self.data.population)
+
+    def training_batch(self, indices: BatchIndices) -> Batch:
+        """The items of these indices, on the device."""
+        return self.data.training_batch(indices, self.device)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the matrix products of this training."""
+        return processes.autocast(self.config.precision, self.device)
+
+
+def _add_up(parts: Sequence[ReportedT]) -> ReportedT:
+    sums = torch.stack([part.sums for part in parts]).sum(0)
+    return parts[0]._replace(sums=sums, samples=torch.cat([part.samples for part in parts]))
+
+
+def clear_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
+    """Clear the optimizer's moments for replaced rows of a parameter."""
+    for name, value in optimizer.state[parameter].items():
+        if name != "step":
+            value.masked_fill_(rows.reshape(-1, *[1] * (value.ndim - 1)), 0)
+
+
+def _warmed_up(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """A moving average whose decay grows from 2/11 to `decay`, so that the first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averages: _Tensors, currents: _Tensors, num_averaged: Tensor | int) -> None:
+        count = int(num_averaged)
+        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+@contextlib.contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators freely, and leave the caller's as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield

@@ -1,0 +1,1 @@
+"""Drawing code maps from priors, completing known ones, and scoring them."""

@@ -1,0 +1,120 @@
+"""Options are written once: flags, defaults, checks and help come from the configurations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pipeline import UsageError, train_prior, train_vqvae
+from pipeline.cli.main import main
+from pipeline.config.data import DataConfig
+from pipeline.config.options import build, flatten, option_fields
+from pipeline.config.presets import PRESETS, PresetName
+from pipeline.config.training import TrainingConfig
+from pipeline.training.launch import resolve_options
+from pipeline.training.stage1 import new_options
+from stage1_vqvae import VQVAEConfig
+from stage2_prior import PriorConfig
+
+STAGE1, STAGE2 = (DataConfig, VQVAEConfig, TrainingConfig), (PriorConfig, TrainingConfig)
+
+
+@pytest.mark.parametrize(("name", "configs"), [("train-vqvae", STAGE1), ("train-prior", STAGE2)])
+def test_every_field_of_a_configuration_is_a_flag_with_its_help(name: str, configs: tuple[type, ...]) -> None:
+    command = main.commands[name]
+    flags = {p.name: p for p in command.params if isinstance(p, click.Option)}
+    for config in configs:
+        for field, info in option_fields(config).items():
+            assert str(info.description) in str(flags[field].help)
+    assert "height" not in flags and "num_classes" not in flags, "what the data decides is no flag"
+
+
+def test_names_are_unique_over_the_configurations_of_a_command() -> None:
+    for configs in (STAGE1, STAGE2):
+        names = [name for config in configs for name in option_fields(config)]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_options(preset: PresetName) -> None:
+    build(PRESETS[preset].vqvae, DataConfig, VQVAEConfig, TrainingConfig)
+    build(PRESETS[preset].prior, PriorConfig, TrainingConfig)
+
+
+def test_all_bad_options_are_reported_at_once() -> None:
+    bad: dict[str, Any] = {"hidden": 0, "batch_size": -1, "validation": 2.0, "codebook_rule": "guess", "wings": 2}
+    with pytest.raises(UsageError) as caught:
+        train_vqvae(steps=1, **bad)
+    message = str(caught.value)
+    for part in ("--hidden", "got 0", "--batch-size", "got -1", "--validation", "--codebook-rule", "'wings'"):
+        assert part in message
+
+
+def test_the_prior_reports_them_too(trained: Path) -> None:
+    with pytest.raises(UsageError, match=r"(?s)window.*kernel = 4.*--clip"):
+        train_prior(trained, out="other", kernel=4, clip=0.0)
+
+
+SAVED = {"batch_size": 48, "steps": 7}
+
+
+def test_what_is_given_wins_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"kind": "vqvae", "model": {"hidden": 24, "height": 9}, "training": SAVED}))
+    merged = resolve_options("vqvae", {"batch_size": 96}, "tiny", path, STAGE1)
+    assert merged["batch_size"] == 96 and merged["hidden"] == 24 and merged["num_codes"] == 64
+    assert "height" not in merged
+    assert "steps" not in resolve_options("vqvae", {"max_minutes": 1.0}, "tiny", None, STAGE1)
+    with pytest.raises(UsageError, match="--steps and --max-minutes"):
+        resolve_options("vqvae", {"max_minutes": 1.0, "steps": 3}, "tiny", None, STAGE1)
+    with pytest.raises(UsageError, match="is of kind 'vqvae', and this stage's are 'prior'"):
+        resolve_options("prior", {}, "tiny", path, STAGE1)
+    path.write_text("[]")
+    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
+        resolve_options("vqvae", {}, "tiny", path, STAGE1)
+
+
+def test_a_configuration_survives_flattening() -> None:
+    config = TrainingConfig(steps=5, batch_size=12, micro_batches=3)
+    assert build(flatten(config), TrainingConfig) == (config,)
+
+
+def test_micro_batches_must_divide_the_batch() -> None:
+    with pytest.raises(ValueError, match="10 is not divisible by --micro-batches 4"):
+        TrainingConfig(batch_size=10, micro_batches=4)
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0 and len(result.output) > 100
+
+
+def test_options_that_mean_nothing_are_refused_by_name() -> None:
+    given = {
+        "bottleneck": "gaussian",
+        "num_codes": 64,
+        "mmd_weight": 2.0,
+        "adversarial_weight": 1.0,
+        "level_kind": "residual",
+    }
+    with pytest.raises(UsageError) as error:
+        new_options(given, None, None)
+    said = str(error.value)
+    assert "--num-codes belongs to --bottleneck vq or gumbel or fsq" in said
+    assert "--mmd-weight belongs to --bottleneck mmd" in said
+    assert "--adversarial-weight belongs to --adversarial" in said
+    assert "--level-kind belongs to --levels of 2 or more" in said
+    with pytest.raises(UsageError, match="--revival-ends belongs to other codebook rules"):
+        new_options({"codebook_rule": "simvq", "revival_ends": 0.5}, None, None)
+    assert new_options({"downsampling": 256, "levels": 7, "image_size": "32768"}, None, None).model.levels == 7
+
+
+def test_all_that_does_not_fit_together_is_named_at_once() -> None:
+    with pytest.raises(
+        ValueError, match=r"not divisible by --downsampling = 4(.|\n)*no product of 2 to 8(.|\n)*judges patches"
+    ):
+        VQVAEConfig(height=3, width=3, bottleneck="fsq", num_codes=509, adversarial=True)

@@ -1,0 +1,123 @@
+"""One and two processes do the same; a launch that would go wrong silently is refused."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import UsageError, generate, generate_files, train_vqvae
+from pipeline.runs.validation import read_validation
+from pipeline.storage import load_tensors
+from pipeline.training.checkpoint import list_checkpoints
+from tests.pipeline.worker import KINDS, STAGE_1_KINDS, work
+from tests.tiny import TINY_VQVAE, shapes
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a command in several CPU processes, as README says."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same work done by one process and by two."""
+    folder = tmp_path_factory.mktemp("processes")
+    work(folder / "one")
+    result = launch("-m", "tests.pipeline.worker", str(folder / "two"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Warning" not in result.stderr, result.stderr[-3000:]
+    return folder / "one", folder / "two"
+
+
+STAGES = [(kind, stage) for kind in KINDS for stage in ("vqvae", "prior/0")]
+STAGES += [("levels", "prior/1"), *((kind, "vqvae") for kind in STAGE_1_KINDS)]
+
+
+@pytest.mark.parametrize(("kind", "stage"), STAGES)
+def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
+    one, two = (list_checkpoints(folder / kind / stage / "checkpoints")[-1] for folder in one_and_two)
+    files = sorted(path.name for path in one.glob("*.safetensors"))
+    assert len(files) == (2 if stage == "vqvae" else 3)
+    for name in files:
+        first, second = load_tensors(one / name), load_tensors(two / name)
+        assert first.keys() == second.keys()
+        for key in first:
+            assert torch.allclose(first[key], second[key], rtol=0, atol=1e-5), f"{name}: {key}"
+
+
+@pytest.mark.parametrize(("kind", "stage"), STAGES)
+def test_one_and_two_processes_measure_the_same(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
+    one, two = (read_validation(folder / kind / stage) for folder in one_and_two)
+    assert (one.step, one.steps_done) == (two.step, two.steps_done)
+    assert one.metrics.named() == pytest.approx(two.metrics.named(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, Path], kind: str) -> None:
+    one, two = (load_tensors(folder / kind / "codes" / "train-00000.safetensors") for folder in one_and_two)
+    assert {"level0", "view1.level0", "labels"} <= one.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["ema", "levels"])
+def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Path], kind: str) -> None:
+    run = one_and_two[1] / kind  # one and the same model, drawn from by two processes and now by one
+    precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
+    for precision in precisions:
+        drawn_by_two = load_tensors(run / f"samples-{precision}.safetensors")
+        drawn_by_one = generate(run, 11, seed=5, precision=precision)
+        assert all(torch.equal(drawn_by_two[f"codes{i}"], codes) for i, codes in enumerate(drawn_by_one.codes))
+        assert (drawn_by_two["images"].int() - drawn_by_one.images.int()).abs().max() <= 1
+        assert drawn_by_one.labels is not None and torch.equal(drawn_by_two["labels"], drawn_by_one.labels)
+
+
+def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Path], tmp_path: Path) -> None:
+    run = one_and_two[1] / "ema"
+    by_two = run / "files"  # parts of two images, odd ones by the second process
+    generate_files(run, n=11, seed=5, out=tmp_path / "files", batch_size=2, format="zip")
+    names = sorted(str(path.relative_to(tmp_path / "files")) for path in (tmp_path / "files").rglob("*.*"))
+    assert names == sorted(str(path.relative_to(by_two)) for path in by_two.rglob("*.*"))
+    assert sum(name.endswith(".zip") for name in names) == 6
+    for name in (name for name in names if name.startswith("codes/")):
+        one, two = load_tensors(tmp_path / "files" / name), load_tensors(by_two / name)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    expected = generate(run, 11, seed=5).images
+    for index in range(11):
+        with zipfile.ZipFile(sorted(by_two.glob("*.zip"))[index // 2]) as archive:
+            image = np.array(Image.open(io.BytesIO(archive.read(f"{index:06d}.png"))))
+        assert np.abs(image.astype(int) - expected[index, 0].numpy()).max() <= 1
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    images, targets = shapes()
+    with pytest.raises(UsageError, match="2 processes were launched, but each sees 1"):
+        train_vqvae(out="run", images=images, targets=targets, **TINY_VQVAE)
+    assert not Path("run").exists()
+
+
+def test_half_precision_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    images, targets = shapes()
+    with pytest.raises(UsageError, match="'fp16' is not supported"):
+        train_vqvae(out="run", images=images, targets=targets, **TINY_VQVAE)
+
+
+def test_processes_that_do_not_divide_the_micro_batches_are_refused(tmp_path: Path) -> None:
+    result = launch("-m", "pipeline", "train-vqvae", "--preset", "tiny", "--micro-batches", "1", "--out", str(tmp_path))
+    assert result.returncode != 0
+    assert "1 micro-batches a step, which cannot be divided evenly over 2 processes" in result.stderr
+    assert "pipeline/training/stage1.py" not in result.stderr, "a person sees no traceback of ours"

@@ -1,0 +1,131 @@
+"""Folders are complete or not there; damage is found; nothing is looser than asked for."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import CheckpointError
+from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
+from pipeline.storage import atomic_folder, load_strictly, load_tensors, read_json, save_tensors, verify
+from stage1_vqvae import VQVAEConfig
+
+
+def a_folder(path: Path) -> Path:
+    with atomic_folder(path) as unfinished:
+        save_tensors(unfinished / "a.safetensors", {"x": torch.arange(100.0)})
+        (unfinished / "b.json").write_text("{}")
+    return path
+
+
+def test_a_folder_is_complete_with_a_manifest_of_all_files(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "deep" / "folder")
+    verify(folder)
+    assert set(json.loads((folder / "manifest.json").read_text())) == {"a.safetensors", "b.json"}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
+
+
+def test_a_fault_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="power"), atomic_folder(tmp_path / "folder") as unfinished:
+        (unfinished / "half").write_text("x")
+        raise RuntimeError("power cut")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["flip", "truncate", "remove", "manifest"])
+def test_damage_is_found_and_named(tmp_path: Path, fault: str) -> None:
+    folder = a_folder(tmp_path / "folder")
+    path = folder / "a.safetensors"
+    content = bytearray(path.read_bytes())
+    if fault == "flip":
+        content[-5] ^= 1  # in the tensor's data, where safetensors itself sees nothing
+        path.write_bytes(content)
+        load_tensors(path)
+        message = "a.safetensors is damaged: sha256"
+    elif fault == "truncate":
+        path.write_bytes(content[:-40])
+        message = "a.safetensors is damaged"
+    elif fault == "remove":
+        path.unlink()
+        message = "a.safetensors is missing"
+    else:
+        (folder / "manifest.json").unlink()
+        message = "holds no finished model"
+    with pytest.raises(CheckpointError, match=message):
+        verify(folder)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "folder")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (tmp_path / "secret").write_text("x")
+    (folder / "manifest.json").write_text(json.dumps({"../secret": manifest["b.json"]}))
+    with pytest.raises(CheckpointError, match=re.escape(str(folder / "secret"))):
+        verify(folder)
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        folder = a_folder(tmp_path / "folder")
+    finally:
+        os.umask(previous)
+    assert (folder / "a.safetensors").stat().st_mode & 0o777 == 0o640
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "[1, 2]", "[" * 10**5])
+def test_what_is_no_json_object_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", (2**60).to_bytes(8, "little") + b"{}"])
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a readable safetensors file"):
+        load_tensors(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is missing"):
+        load_tensors(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_loading_is_strict(tmp_path: Path, change: str) -> None:
+    module = torch.nn.Linear(2, 3)
+    tensors = dict(module.state_dict())
+    if change == "missing":
+        del tensors["bias"]
+    elif change == "extra":
+        tensors["other"] = torch.zeros(1)
+    else:
+        tensors["weight"] = torch.zeros(3, 3)
+    save_tensors(tmp_path / "m.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_strictly(torch.nn.Linear(2, 3), tmp_path / "m.safetensors")
+
+
+def test_code_maps_come_back_as_they_went(tmp_path: Path) -> None:
+    maps = CodeMaps(
+        levels=(torch.randint(99, (5, 2, 3)).short(), torch.randint(99, (5, 4, 6)).short()),
+        labels=torch.arange(5),
+        views=((torch.randint(99, (5, 2, 3)).short(), torch.randint(99, (5, 4, 6)).short()),),
+    )
+    save_codes(tmp_path / "codes.safetensors", maps, {})
+    loaded = load_codes(tmp_path / "codes.safetensors")
+    assert len(loaded) == 5 and loaded.labels is not None and torch.equal(loaded.labels, torch.arange(5))
+    for before, after in zip(maps.levels + maps.views[0], loaded.levels + loaded.views[0], strict=True):
+        assert torch.equal(before, after) and after.dtype == torch.int16
+    save_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="no code maps"):
+        load_codes(tmp_path / "other.safetensors")
+
+
+def test_codes_are_stored_in_the_smallest_type_that_holds_them() -> None:
+    assert code_dtype(VQVAEConfig(num_codes=2**15)) == torch.int16
+    assert code_dtype(VQVAEConfig(num_codes=2**15 + 1)) == torch.int32
+    assert code_dtype(VQVAEConfig(bottleneck="none")) == torch.float32
+    assert torch.tensor(2**15 - 1, dtype=torch.int16).item() == 2**15 - 1

@@ -1,0 +1,111 @@
+"""Whole runs of stage 1: each bottleneck trained, saved, loaded and sampled from; levels; adversarial training."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
+from pipeline.cli.main import main
+from pipeline.runs.validation import Metrics
+from pipeline.training.trainer import Trainer
+from stage1_vqvae import VQVAE, VQVAEConfig
+from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
+
+Discrete = Literal["vq", "gumbel", "fsq"]
+Continuous = Literal["gaussian", "mmd", "none"]
+Kind = Literal["hierarchical", "residual"]
+every_discrete_one = pytest.mark.parametrize("name", ["vq", "gumbel", "fsq"])
+every_kind = pytest.mark.parametrize("kind", ["hierarchical", "residual"])
+
+
+def continuous(name: Continuous) -> VQVAEConfig:
+    return VQVAEConfig(bottleneck=name, code_dim=3, channels=1, height=8, width=8, hidden=8)
+
+
+@every_discrete_one
+def test_each_discrete_bottleneck_feeds_stage_two(tmp_path: Path, name: Discrete) -> None:
+    images, targets = shapes()
+    train_vqvae(out="run", images=images, targets=targets, **tiny_vqvae(name, steps=4))
+    train_prior("run", images=images, targets=targets, force=True, **{**TINY_PRIOR, "steps": 4})
+    samples = generate("run", 3)
+    assert samples.images.shape == (3, 1, 8, 12) and int(samples.codes[0].max()) < 12
+
+
+@pytest.mark.parametrize("name", ["gaussian", "mmd"])
+def test_images_are_drawn_without_a_prior(name: Continuous, tmp_path: Path) -> None:
+    images, targets = shapes()
+    train_vqvae(out="runs/run", images=images, targets=targets, **tiny_vqvae(name))
+    assert load("runs/run").encode(torch.from_numpy(images[:2]))[0].shape == (2, 4, 2, 3)
+    with pytest.raises(UsageError, match=r"codes of .* are numbers .* a prior needs integers"):
+        train_prior("runs/run", images=images, targets=targets, **TINY_PRIOR)
+    samples = generate(None, 5, seed=3)  # the newest run that can be drawn from
+    assert samples.images.shape == (5, 1, 8, 12) and samples.labels is None
+    again = generate("runs/run", 2, seed=3)
+    assert torch.equal(again.codes[0], samples.codes[0][:2])
+    cold = generate("runs/run", 2, seed=3, temperature=0.5)
+    torch.testing.assert_close(cold.codes[0], 0.5 * again.codes[0])
+    drawn = generate_files("runs/run", n=5, seed=3, batch_size=2)
+    assert drawn.new == 5 and generate_files("runs/run", n=5, seed=3).new == 0
+    for options in ({"label": 0}, {"top_k": 3}, {"top_p": 0.5}):
+        with pytest.raises(UsageError, match=r"codes of a .* bottleneck are numbers"):
+            generate("runs/run", 2, **options)
+
+
+def test_standard_normal_latents_are_that() -> None:
+    images, targets = shapes()
+    train_vqvae(out="run", images=images, targets=targets, **tiny_vqvae("gaussian", steps=1))
+    latents = generate("run", 400).codes[0]
+    assert abs(float(latents.mean())) < 0.03 and float(latents.std()) == pytest.approx(1, abs=0.03)
+
+
+def test_of_a_plain_autoencoder_there_is_nothing_to_draw(capsys: pytest.CaptureFixture[str]) -> None:
+    images, targets = shapes()
+    train_vqvae(out="runs/run", images=images, targets=targets, **tiny_vqvae("none", steps=2))
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "runs/run"])
+    assert ended.value.code == 2 and "there is nothing to draw from" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="no finished prior under"):
+        generate()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "mmd", "none"])
+def test_floats_travel_through_files(name: Continuous, tmp_path: Path) -> None:
+    images, targets = shapes()
+    train_vqvae(out="run", images=images, targets=targets, **tiny_vqvae(name, steps=2))
+    samples = load("run").encode(torch.from_numpy(images[:3]))
+    assert samples[0].dtype == torch.float32
+    model = VQVAE(continuous(name)).double().eval()
+    batch = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    codes = model.encode(batch)
+    assert codes[0].dtype == torch.float64
+    assert torch.equal(model.decode((codes[0].float(),)), model.decode(codes))
+
+
+@every_kind
+def test_levels_are_trained_saved_and_loaded(kind: Kind) -> None:
+    images, targets = shapes(size=(16, 24))
+    options = {**TINY_VQVAE, "levels": 2, "level_kind": kind, "evaluations": 1}
+    done = train_vqvae(out="run", images=images, targets=targets, **options)
+    coarse, fine = done.validation.levels
+    assert "perplexity" in coarse and "perplexity" in fine and "bits_per_image" in coarse
+    loaded = load("run")
+    batch = torch.from_numpy(images[:4])
+    codes = loaded.encode(batch)
+    assert len(codes) == 2 and torch.equal(loaded.reconstruct(batch, levels=1), loaded.decode(codes[:1]))
+    with pytest.raises(UsageError, match=r"got \[\(4, 4, 6\), \(4, 4, 6\), \(4, 4, 6\)\]|got \[\(4, 2, 3\), "):
+        loaded.decode((codes[0], codes[1], codes[1]))
+    with pytest.raises(CheckpointError, match="no finished prior of level 0, 1, of 2 levels"):
+        generate("run", 1)
+
+
+def test_an_adversarial_training_keeps_its_latest_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, targets = shapes()
+    for adversarial, kept in ((True, 12), (False, 3)):
+        values = iter([0.1, 0.2, 0.3, 0.4])
+        monkeypatch.setattr(Trainer, "evaluate", lambda self, values=values: Metrics({"nmse": next(values)}))
+        options = {**TINY_VQVAE, "adversarial": adversarial, "evaluations": 4}
+        run = train_vqvae(out=f"run-{adversarial}", images=images, targets=targets, **options).run
+        assert json.loads((run / "vqvae" / "validation.json").read_text())["step"] == kept

@@ -1,0 +1,62 @@
+"""What two processes do in test_processes.py: train both stages with every discrete bottleneck, and draw.
+
+accelerate launch ... -m tests.pipeline.worker FOLDER
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pipeline import generate, generate_files, processes, train_prior, train_vqvae
+from pipeline.storage import save_tensors
+from tests.tiny import TINY_PRIOR, shapes, tiny_vqvae
+
+PRIOR_OPTIONS: dict[str, dict[str, Any]] = {"levels": {"prior": "pixelsnail", "encodings": 2, "shift": 1}}
+KINDS: dict[str, dict[str, Any]] = {
+    "ema": {"codebook_rule": "ema"},
+    "gradient": {"codebook_rule": "gradient"},
+    # Where a weight's gradient is nearly 0, Adam's first steps are made of its rounding: keep them small.
+    "gumbel": {"bottleneck": "gumbel", "learning_rate": 1e-4},
+    "fsq": {"bottleneck": "fsq"},
+    "levels": {"levels": 2, "downsampling": 2},
+}
+STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
+    "simvq": {"codebook_rule": "simvq", "unit_codes": True},
+    "hierarchical": {"levels": 2, "downsampling": 2},
+    "residual": {"levels": 2, "level_kind": "residual", "likelihood": "discretized-logistic"},
+    "gaussian": {"bottleneck": "gaussian", "adversarial": True},
+    "mmd": {"bottleneck": "mmd"},
+}
+N = 11  # not a multiple of the processes
+
+
+def work(folder: Path) -> None:
+    """Train and draw into a folder; the same calls whatever the number of processes."""
+    images, targets = shapes()
+    for name, choice in KINDS.items():
+        run = folder / name
+        bottleneck = str(choice.get("bottleneck", "vq"))
+        options = {**tiny_vqvae(bottleneck), **choice, "micro_batches": 4, "flip": True}
+        options |= {"revival_threshold": 0.5} if bottleneck == "vq" else {}
+        train_vqvae(out=run, images=images, targets=targets, **options)
+        prior_options = {**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5, **PRIOR_OPTIONS.get(name, {})}
+        train_prior(run, images=images, targets=targets, force=True, **prior_options)
+        precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
+        for precision in precisions:
+            samples = generate(run, N, seed=5, precision=precision)
+            assert samples.labels is not None
+            codes = {f"codes{level}": codes for level, codes in enumerate(samples.codes)}
+            tensors = {"images": samples.images, **codes, "labels": samples.labels}
+            if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
+                save_tensors(run / f"samples-{precision}.safetensors", tensors)
+        generate_files(run, n=N, seed=5, out=run / "files", batch_size=2, format="zip")
+    for name, choice in STAGE_1_KINDS.items():
+        options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
+        train_vqvae(out=folder / name, images=images, targets=targets, **options)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
+    processes.stop()

@@ -1,0 +1,138 @@
+"""Drawing: sharpening against naive computations, the loop against the definition, and the same image in any batch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stage2_prior import Noise, Prior, SamplingOptions, Stepper, draw
+from stage2_prior.sampling.noise import gumbel, image_words
+from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
+
+every_prior = pytest.mark.parametrize("kind", prior_classes())
+OPTIONS = [
+    SamplingOptions(),
+    SamplingOptions(temperature=0.7),
+    SamplingOptions(top_k=3),
+    SamplingOptions(top_p=0.6),
+    SamplingOptions(temperature=1.3, top_k=5, top_p=0.8),
+]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9, unique=True), st.integers(1, 9))
+def test_top_k_keeps_the_k_largest(logits: list[float], count: int) -> None:
+    kept = (
+        SamplingOptions(top_k=count)
+        .sharpen(torch.tensor([logits], dtype=torch.float64))[0]
+        .isfinite()
+        .nonzero()
+        .flatten()
+        .tolist()
+    )
+    largest = sorted(range(len(logits)), key=lambda i: -logits[i])[:count]
+    assert kept == sorted(largest)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9, unique=True), st.floats(0.01, 1))
+def test_top_p_keeps_the_fewest_codes_that_hold_the_mass(logits: list[float], mass: float) -> None:
+    row = torch.tensor([logits], dtype=torch.float64)
+    kept = SamplingOptions(top_p=mass).sharpen(row)[0].isfinite()
+    probabilities = row.softmax(1)[0]
+    held = float(probabilities[kept].sum())
+    assert held >= mass - 1e-9
+    assert held - float(probabilities[kept].min()) < mass + 1e-9
+    assert bool((probabilities[kept].min() >= probabilities[~kept]).all())
+
+
+def test_temperature_comes_first_then_top_k_then_top_p() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
+    # At temperature 2 the two largest of the three kept hold 0.82 of the mass; at temperature 1 one alone holds 0.67.
+    assert SamplingOptions(temperature=2.0, top_k=3, top_p=0.6).sharpen(logits).isfinite().tolist() == [
+        [True, True, False, False]
+    ]
+    assert SamplingOptions(top_k=3, top_p=0.6).sharpen(logits).isfinite().tolist() == [[True, False, False, False]]
+    # Of all four, the first two hold 0.72: top-p before top-k would keep a third at 0.75.
+    assert SamplingOptions(temperature=2.0, top_k=3, top_p=0.75).sharpen(logits).isfinite().tolist() == [
+        [True, True, False, False]
+    ]
+
+
+def test_temperature_divides_the_logits() -> None:
+    logits = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(SamplingOptions(temperature=0.5).sharpen(logits), 2 * logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("temperature", lambda: SamplingOptions(temperature=0.0)),
+        ("top_k", lambda: SamplingOptions(top_k=0)),
+        ("top_p", lambda: SamplingOptions(top_p=0.0)),
+        ("top_p", lambda: SamplingOptions(top_p=1.5)),
+    ],
+)
+def test_impossible_options_are_refused(name: str, make: Callable[[], SamplingOptions]) -> None:
+    with pytest.raises(ValueError, match=name):
+        make()
+
+
+def begun(prior: Prior, n: int, labels: Tensor | None = None) -> Stepper:
+    stepper = prior.stepper(n)
+    stepper.begin(labels)
+    return stepper
+
+
+def drawn(
+    prior: Prior, indices: Tensor, options: SamplingOptions | None = None, labels: Tensor | None = None
+) -> Tensor:
+    return draw(begun(prior, len(indices), labels), Noise(3, indices), options or SamplingOptions()).codes
+
+
+@every_prior
+@pytest.mark.parametrize("options", OPTIONS)
+def test_each_code_is_the_argmax_of_sharpened_logits_and_noise(kind: type[Prior], options: SamplingOptions) -> None:
+    prior, indices = small_prior(kind), torch.arange(4)
+    codes = drawn(prior, indices, options)
+    logits, words = prior(codes, None), image_words(3, indices, 0)
+    for row in range(4):
+        for column in range(5):
+            expected = (
+                options.sharpen(logits[:, :, row, column]) + gumbel(words, torch.tensor([row * 5 + column]), 7)[0]
+            ).argmax(1)
+            assert torch.equal(codes[:, row, column], expected)
+
+
+@every_prior
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_the_same_images_come_out_of_any_batch(kind: type[Prior], batch: int) -> None:
+    prior = small_prior(kind, num_classes=3)
+    indices, labels = torch.arange(70), torch.arange(70) % 3
+    whole = drawn(prior, indices, None, labels)
+    pairs = zip(torch.split(indices, batch), torch.split(labels, batch), strict=True)
+    assert torch.equal(torch.cat([drawn(prior, i, None, y) for i, y in pairs]), whole)
+    assert len({tuple(codes.flatten().tolist()) for codes in whole}) > 60, "images differ from each other"
+
+
+@every_prior
+def test_known_codes_are_kept_and_do_not_change_the_noise_of_others(kind: type[Prior]) -> None:
+    prior, indices = small_prior(kind), torch.arange(3)
+    free = draw(begun(prior, 3), Noise(0, indices), SamplingOptions()).codes
+    known = torch.full((3, 4, 5), -1)
+    known[:, :2] = free[:, :2]
+    assert torch.equal(draw(begun(prior, 3), Noise(0, indices), SamplingOptions(), known).codes, free)
+    known[:, 3, 4] = 6
+    assert (draw(begun(prior, 3), Noise(0, indices), SamplingOptions(), known).codes[:, 3, 4] == 6).all()
+
+
+@every_prior
+@settings(deadline=None, max_examples=5)
+@given(st.integers(0, 2**62))
+def test_scoring_is_drawing_with_all_codes_known(kind: type[Prior], seed: int) -> None:
+    prior, codes = small_prior(kind), random_codes(3, 4, 5)
+    scored = draw(begun(prior, 3), Noise(seed, torch.arange(3)), SamplingOptions(temperature=0.5), codes)
+    assert torch.equal(scored.codes, codes)
+    expected = prior(codes, None).log_softmax(1).gather(1, codes[:, None]).sum((1, 2, 3))
+    torch.testing.assert_close(scored.log_probability, expected, rtol=0, atol=1e-12)

@@ -1,0 +1,59 @@
+"""One meaning a word, and the words of the field: none of those that the code once had of its own comes back."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("stage1_vqvae", "stage2_prior", "pipeline", "tests", "benchmarks")
+
+# Where one of these is a part of a name, between underscores or capitals, the name is refused.
+WORDS = {"adversaries", "ask", "carried", "claim", "critic", "drawer", "halving", "halvings", "heard", "merge", "place"}
+WORDS |= {
+    "places",
+    "promise",
+    "quantise",
+    "quantised",
+    "stranger",
+    "strangers",
+    "tell",
+    "told",
+    "undecayed",
+    "warp",
+    "wish",
+}
+NAMES = {"bits_an_image", "carry_out", "code_use", "Drawn", "kept_by", "kl_a_unit", "look", "looked_at"}
+NAMES |= {"nats_by_frequency", "nats_uniform", "share", "shares", "some_of"}
+
+
+def words(name: str) -> set[str]:
+    """The words of a snake_case or CamelCase name."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+def identifiers(path: Path) -> Iterator[str]:
+    """Every name that a file defines or uses, keywords, and texts that stand for names: metrics, options, keys."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name) | ast.Attribute(attr=name):
+                yield name
+            case ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                yield name
+            case ast.Constant(value=str(text)) if re.fullmatch(r"-?-?[a-z]+([_-][a-z]+)*", text):
+                yield text.strip("-").replace("-", "_")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_identifier_is_one_of_the_old_words(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        if path != Path(__file__):
+            old = {name for name in identifiers(path) if name in NAMES or words(name) & WORDS}
+            assert not old, f"{path}: {sorted(old)}"
+
+
+def test_the_words_of_a_name_are_found() -> None:
+    assert words("CodeDrawer") == {"code", "drawer"} and words("_looked_at") == {"looked", "at"}
+    assert words("VQVAETask") == {"vqvae", "task"} and words("halvings2") == {"halvings"}
