@@ -69,5 +69,8 @@ if not TYPE_CHECKING:  # with it a type checker would take every name for an exp
         return globals()[name]
 
 
+__all__ = sorted(name for names in _EXPORTS.values() for name in names)
+
+
 def __dir__() -> list[str]:
-    return sorted(name for names in _EXPORTS.values() for name in names)
+    return __all__

@@ -29,7 +29,7 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
     if precision not in ("no", "bf16"):
         raise UsageError(f"mixed precision {precision!r} is not supported; use --precision bfloat16 or float32")
     if log is not None and importlib.util.find_spec(log) is None:
-        raise UsageError(f"--log {log} needs a package that is not installed; pip install 'gen-images[{log}]'")
+        raise UsageError(f"--log {log} needs a package that is not installed: pip install {log}")
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process decodes, the others wait
     # Without CUDA the CPU: other devices lack the float64 that statistics and noise are computed in.
     on_cpu = not torch.cuda.is_available()
@@ -44,7 +44,7 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
     if launched != accelerator.num_processes:
         raise UsageError(
             f"{launched} processes were launched, but each sees {accelerator.num_processes}: all would write the same "
-            "files. Without a GPU set ACCELERATE_USE_CPU=1; see README, 'Several processes'"
+            "files. Without a GPU set ACCELERATE_USE_CPU=1; docs/processes.md has the whole command"
         )
     return accelerator
 

@@ -4,7 +4,7 @@ import builtins
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import click
@@ -44,7 +44,7 @@ class Console:
     """Lines and a progress bar, for a terminal or a notebook."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[int] | None = None
+        self._set_postfix: Callable[[str, bool], None] | None = None  # of the bar, while there is one
 
     def say(self, text: str) -> None:
         """A line; it does not break the bar."""
@@ -54,16 +54,16 @@ class Console:
     def steps(self, steps: range, description: str) -> Iterator[int]:
         """The steps under a bar with rate and time left."""
         with tqdm(total=steps.stop, initial=steps.start, desc=description, unit="step", dynamic_ncols=True) as bar:
-            self._bar = bar
+            self._set_postfix = bar.set_postfix_str
             for step in steps:
                 yield step
                 bar.update()
-        self._bar = None
+        self._set_postfix = None
 
     def show(self, values: Mapping[str, float]) -> None:
         """The values at the end of the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(_in_words(values), refresh=False)
+        if self._set_postfix is not None:
+            self._set_postfix(_in_words(values), False)
 
 
 class Lines:

@@ -11,7 +11,12 @@ from pipeline import processes
 from pipeline.cli import images, runs, sample, train
 from pipeline.errors import GenError
 
-_SMALLER = "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less"
+_LESS_MEMORY = {
+    "train-vqvae": "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less",
+    "train-prior": "a smaller --batch-size or more --micro-batches need less",
+    "compare": "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less",
+    "sample": "a smaller --batch-size needs less",
+}
 
 
 class _Group(click.Group):
@@ -25,7 +30,7 @@ class _Group(click.Group):
             click.echo("gen: stopped", err=True)
             sys.exit(128 + signal.SIGINT)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            message, exit_code = _fault(error)
+            message, exit_code = _fault(error, context.invoked_subcommand or "")
             if not message:
                 raise
             if context.params["debug"]:
@@ -34,7 +39,7 @@ class _Group(click.Group):
             sys.exit(exit_code)
 
 
-def _fault(error: Exception) -> tuple[str, int]:
+def _fault(error: Exception, command: str) -> tuple[str, int]:
     """What to say of an error that a person can mend, and the exit code; nothing of any other."""
     if isinstance(error, GenError):
         return str(error), error.exit_code
@@ -43,7 +48,8 @@ def _fault(error: Exception) -> tuple[str, int]:
     # Also torch's own: of a GPU, and of the CPU's allocator, which has no kind of its own.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"out of memory; {_SMALLER} ({reason})", 6
+        advice = _LESS_MEMORY.get(command, "fewer images at a time need less")
+        return f"out of memory; {advice} ({reason})", 6
     return "", 1
 
 

@@ -39,7 +39,7 @@ class Labelling:
 def open_source(path: Path) -> Source:
     """A folder, a .zip or one image as a source. Raises DataError when there is no such path, or no image in it."""
     if not path.exists():
-        raise DataError(f"no such file or folder: {path}; --data takes a folder of images, a .zip of one, or a name")
+        raise DataError(f"no such file or folder: {path}; name a folder of images, a .zip of one, or a data set")
     source = _open_folder(path) if path.is_dir() else _open_file(path)
     if not source.names:
         raise DataError(f"no images under {path}; looked for {', '.join(sorted(SUFFIXES))}")

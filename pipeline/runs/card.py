@@ -25,8 +25,8 @@ def write_card(folder: RunFolder) -> None:
             title = f"## Stage 2, level {level}" if len(run.priors) > 1 else "## Stage 2"
             lines += ["", title, "", *_rows(_prior(prior) | _validation(folder.prior(level)))]
     lines += ["", "## Use", "", "```python", "from pipeline import generate, load", ""]
-    lines += [f'model = load("{folder.path.name}")        # encode, decode, reconstruct, sample']
-    lines += [f'generate("{folder.path.name}", 16, seed=0)'] if run.can_be_sampled else []
+    lines += [f'model = load("{folder.path.as_posix()}")  # encode, decode, reconstruct, sample']
+    lines += ["generate(model, 16, seed=0)"] if run.can_be_sampled else []
     with atomic_file(path) as unfinished:
         unfinished.write_text("\n".join([*lines, "```", ""]))
 

@@ -36,10 +36,11 @@ def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> int:
     own = torch.tensor([SPARE * left / per_step], device=trainer.device)
     steps = int(trainer.accelerator.gather(own).min())
     if steps < 1:
+        least = (trainer.config.max_minutes or 0) + (per_step / SPARE - left) / 60
         raise UsageError(
             f"--max-minutes leaves {max(0.0, left):.1f} s for training, after what came before it and "
             f"{trainer.config.evaluations} evaluations of {evaluation:.1f} s, and a step takes {per_step:.2f} s; "
-            "give more minutes"
+            f"a single step would take {least + 0.005:.2f} minutes in all, so give more than that"
         )
     return steps
 

@@ -217,7 +217,9 @@ def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None
 
 def test_tensorboard_is_written_or_missed_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'gen-images[tensorboard]'" in fails(2, "train-vqvae", "--log", "tensorboard", *TINY)
+    assert "--log tensorboard needs a package that is not installed: pip install tensorboard" in fails(
+        2, "train-vqvae", "--log", "tensorboard", *TINY
+    )
 
 
 def test_score_sorts_images_and_shows_where_they_surprise(trained: Path, tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_too_little_memory_is_named_with_what_needs_less(monkeypatch: pytest.Mon
         raise fault
 
     monkeypatch.setattr("pipeline.cli.doctor.report", exhausted)
-    assert "out of memory; a smaller --batch-size" in fails(6, "doctor")
+    assert "out of memory; fewer images at a time need less" in fails(6, "doctor")
 
 
 def test_debug_shows_the_traceback() -> None:

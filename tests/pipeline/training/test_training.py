@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -447,8 +448,12 @@ def test_a_prior_on_a_copied_stage1_can_be_resumed_as_advised(tmp_path: Path, tr
 
 
 def test_minutes_that_are_too_few_are_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--max-minutes leaves 0\.0 s for training.* evaluations of .*a step takes"):
+    message = r"--max-minutes leaves 0\.0 s for training.* evaluations of .*a step takes"
+    with pytest.raises(UsageError, match=message) as refused:
         stage1(tmp_path / "run", steps=None, max_minutes=1e-6)
+    [least] = re.findall(r"a single step would take ([\d.]+) minutes in all", str(refused.value))
+    assert 0 < float(least) < 0.2
+    stage1(tmp_path / "other", steps=None, max_minutes=2 * float(least) + 0.02)
 
 
 def test_what_the_optimizer_remembers_of_replaced_rows_is_cleared() -> None:
