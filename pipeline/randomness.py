@@ -30,7 +30,7 @@ class Purpose(IntEnum):
 
 def number(seed: int, purpose: Purpose, *index: int) -> int:
     """A 63-bit seed for a generator of torch."""
-    return int(np.random.SeedSequence([seed, purpose, *index]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, purpose, *index]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:

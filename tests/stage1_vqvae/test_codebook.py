@@ -69,7 +69,7 @@ def test_k_means_with_fewer_vectors_than_codes_keeps_every_vector() -> None:
 
 def test_no_matrix_of_all_vectors_by_all_codes_is_allocated() -> None:
     vectors, codes = torch.randn(2**14, 4), torch.randn(1024, 4)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         nearest_codes(vectors, codes)
     largest = max(event.self_cpu_memory_usage for event in profiler.events())
     assert 2**20 < largest <= codebook._block_bytes(vectors.device) < 2**14 * 1024 * 4

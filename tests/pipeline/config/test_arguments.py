@@ -76,7 +76,8 @@ WRONG = {
 def type_check(path: Path, code: str) -> list[str]:
     """What mypy complains of, a line each."""
     path.write_text(code)
-    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--no-error-summary", str(path)]
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--no-error-summary"]
+    command += ["--follow-imports", "silent", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert not done.stderr, done.stderr
     return [line for line in done.stdout.splitlines() if ": error: " in line]
