@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.evaluation.score import score as score
     from pipeline.reporting import Console as Console
     from pipeline.reporting import Lines as Lines
+    from pipeline.reporting import Reporter as Reporter
     from pipeline.reporting import Silent as Silent
     from pipeline.runs.validation import Metrics as Metrics
     from pipeline.sampling.complete import Completions as Completions
@@ -47,7 +48,7 @@ _EXPORTS = {
     ),
     "pipeline.evaluation.compare": ("Comparison", "compare"),
     "pipeline.evaluation.score": ("Scores", "score"),
-    "pipeline.reporting": ("Console", "Lines", "Silent"),
+    "pipeline.reporting": ("Console", "Lines", "Reporter", "Silent"),
     "pipeline.runs.validation": ("Metrics",),
     "pipeline.sampling.complete": ("Completions", "complete"),
     "pipeline.sampling.generate": ("Generated", "generate", "generate_files"),

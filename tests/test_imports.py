@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("stage1_vqvae", "stage2_prior", "pipeline")
 
@@ -83,6 +85,13 @@ def test_every_room_of_the_pipeline_has_its_rule() -> None:
     assert folders == set(ROOMS)
 
 
+def test_the_pipeline_does_not_import_its_own_exports() -> None:
+    """They would lead from any room to any other, past the rules."""
+    exports = {f"pipeline.{name}" for names in pipeline._EXPORTS.values() for name in names}
+    for path in (path for path in files("pipeline") if path != ROOT / "pipeline" / "__init__.py"):
+        assert not modules(path) & exports, path
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_below_it(room: str) -> None:
     for path in files(f"pipeline/{room}"):
@@ -114,8 +123,6 @@ def test_drawing_images_loads_nothing_of_training() -> None:
 
 
 def test_exports_are_those_that_a_type_checker_sees() -> None:
-    import pipeline
-
     tree = ast.parse((ROOT / "pipeline" / "__init__.py").read_text())
     [typed] = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     seen = {
@@ -123,6 +130,9 @@ def test_exports_are_those_that_a_type_checker_sees() -> None:
     }
     assert seen == {(module, name) for module, names in pipeline._EXPORTS.items() for name in names}
     assert sorted(name for _, name in seen) == dir(pipeline)
+    starred: dict[str, object] = {}
+    exec("from pipeline import *", starred)  # noqa: S102 - the code is ours
+    assert starred.keys() - {"__builtins__"} == set(dir(pipeline))
     for name in dir(pipeline):
         assert getattr(pipeline, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'train'"):

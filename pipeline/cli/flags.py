@@ -21,6 +21,7 @@ P = ParamSpec("P")
 Command = Callable[P, None]
 Decorator = Callable[[Command[...]], Command[...]]
 
+device_option = click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress; errors and the result alone.")
 
 

@@ -10,6 +10,7 @@ import torch
 from pipeline.cli.flags import (
     check_is_new,
     check_out_is_new_picture,
+    device_option,
     quiet_option,
     run_option,
     save_grid,
@@ -22,14 +23,13 @@ from pipeline.errors import CheckpointError
 from pipeline.evaluation.score import score, surprise_shown
 from pipeline.reporting import Reporter, reporter_for_command, table
 from pipeline.runs.saved import codes_in_words, images_in_words
-from pipeline.sampling.model import Model, load, loaded
+from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.samples import Samples
 from pipeline.storage import load_metadata
 
 _MOST_SHOWN = 64  # images in a picture of reconstructions
 
 images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
-device_option = click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
 
 
 @click.command("reconstruct")
@@ -44,7 +44,7 @@ def reconstruct_command(
 ) -> None:
     """Show images (files, folders or .zips) above what their codes keep of them."""
     check_out_is_new_picture(out)
-    model = load(run, device=device)
+    model = loaded(run, "vqvae", device)
     originals = images_of_paths(model.vqvae.config, paths)[0][:_MOST_SHOWN]
     _announce(reporter_for_command(quiet), model, f"reconstruct {len(originals)} images")
     restored = model.reconstruct(originals, levels)
@@ -107,7 +107,7 @@ def encode_command(data: str, run: Path | None, device: str | None, out: Path, q
     """Turn images (a folder, a .zip or a data set's name) into a file of code maps."""
     check_is_new(out)
     reporter = reporter_for_command(quiet)
-    model = load(run, device=device)
+    model = loaded(run, "vqvae", device)
     images = images_like(model.vqvae.config, data)
     _announce(reporter, model, f"encode {len(images.images):,} images of {data}")
     codes = model.encode(torch.from_numpy(images.images.copy()), reporter)
@@ -130,9 +130,10 @@ def decode_command(codes: Path, run: Path | None, device: str | None, out: Path,
     """Turn a file of code maps into images."""
     check_is_new(out)
     reporter = reporter_for_command(quiet)
-    model = load(run, device=device)
+    model = loaded(run, "vqvae", device)
     maps, ours = load_codes(codes), model.vqvae.codes_sha256
-    theirs = load_metadata(codes).get("codes_sha256", ours)
+    metadata = load_metadata(codes)
+    theirs = metadata.get("codes_sha256", metadata.get("vqvae_sha256", ours))  # the latter in files of format 3
     if theirs != ours:
         raise CheckpointError(
             f"{codes} was written by another vqvae: codes_sha256 {theirs[:12]}, this run has {ours[:12]}; "

@@ -10,10 +10,10 @@ from pipeline.cli.flags import run_argument, say_result
 from pipeline.data.splits import load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import table
-from pipeline.runs.layout import CHECKPOINTS, RunFolder, is_finished
-from pipeline.runs.loading import load_vqvae
-from pipeline.runs.opening import Run, open_run
-from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words
+from pipeline.runs.layout import CHECKPOINTS, SPLIT, RunFolder, is_finished
+from pipeline.runs.loading import LoadedVQVAE, load_prior, load_vqvae
+from pipeline.runs.opening import open_run
+from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
 from pipeline.training.checkpoint import list_checkpoints
 
@@ -26,37 +26,37 @@ def info_command(run: Path | None) -> None:
     if folder is not None and folder.contains_run() and not is_finished(folder.vqvae):
         say_result(table([("run", str(folder.path)), *_unfinished(folder, folder.vqvae)]))
         return
-    opened = open_run(run, "vqvae")
-    folder = opened.folder
-    rows = [("run", str(folder.path)), *_vqvae(opened)]
+    opened = open_run(run, "finished")
+    folder, vqvae = opened.folder, load_vqvae(opened, torch.device("cpu"))
+    rows = [("run", str(folder.path)), *_vqvae(folder, vqvae)]
     for level, prior in enumerate(opened.priors):
-        rows += _unfinished(folder, folder.prior(level)) if prior is None else _prior(folder, prior)
+        stage = folder.prior(level)
+        rows += _unfinished(folder, stage) if prior is None else _prior(folder, prior, vqvae.codes_sha256)
     samples = sorted(path.name for path in folder.samples.glob("[!.]*"))
     say_result(table([*rows, ("samples", ", ".join(samples) or "none")]))
 
 
-def _vqvae(run: Run) -> list[tuple[str, str]]:
-    loaded = load_vqvae(run, torch.device("cpu"))
-    model, training, data = run.vqvae.model, run.vqvae.training, run.vqvae.data
-    parts = load_split(run.folder.vqvae / "split.safetensors")
+def _vqvae(folder: RunFolder, loaded: LoadedVQVAE) -> list[tuple[str, str]]:
+    config, parts = loaded.config, load_split(folder.vqvae / SPLIT)
+    model, training, data = config.model, config.training, config.data
     tested = f"{len(parts.test):,} test" if data.test_data is None else f"test part {data.test_data}"
     return [
         ("vqvae", f"{training.steps:,} steps of {training.batch_size} images, verified"),
-        ("  data", f"{data.data}, {len(run.vqvae.class_names)} classes"),
+        ("  data", f"{data.data}, {len(config.class_names)} classes"),
         ("  parts", f"{len(parts.train):,} training, {len(parts.validation):,} validation, {tested}"),
         ("  images", images_in_words(model)),
         ("  codes", f"{codes_in_words(model)}, codes_sha256 {loaded.codes_sha256[:12]}"),
         ("  decoder", f"decoder_sha256 {loaded.decoder_sha256[:12]}"),
-        *read_validation(run.folder.vqvae).metrics.rows(),
+        *read_validation(folder.vqvae).metrics.rows(),
     ]
 
 
-def _prior(folder: RunFolder, prior: PriorRun) -> list[tuple[str, str]]:
+def _prior(folder: RunFolder, prior: PriorRun, codes_sha256: str) -> list[tuple[str, str]]:
+    load_prior(folder, prior, codes_sha256, torch.device("cpu"))  # weights that fit, and belong to this stage 1
     reached = read_validation(folder.prior(prior.level))
-    names = {"pixelcnn": "PixelCNN", "pixelsnail": "PixelSNAIL"}
     steps = f"{reached.steps_done:,} steps of {prior.training.batch_size} maps, verified"
     return [
-        (f"prior/{prior.level}", f"{names[prior.model.prior]}, {steps}"),
+        (f"prior/{prior.level}", f"{network_in_words(prior.model)}, {steps}"),
         ("  validation", reached.metrics.brief()),
     ]
 

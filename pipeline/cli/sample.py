@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from pipeline.cli.flags import (
     check_out_is_new_picture,
+    device_option,
     flags,
     quiet_option,
     run_argument,
@@ -44,7 +45,7 @@ from stage2_prior import SamplingOptions
     metavar="CLASS,...|balanced",
     help="Classes to draw, in turn, by name or number [default: in the data's proportions].",
 )
-@click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
+@device_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED].")
 @quiet_option
 @flags(SampleConfig, SamplingOptions, FileConfig)
@@ -88,7 +89,7 @@ def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: 
 @click.option("--keep", metavar="SIDE:FRACTION", help="The part that stands: top:0.5, or of bottom, left, right.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Or a picture, white where the image stands.")
 @click.option("--class", "label", metavar="CLASS,...", help="What the image shows [default: drawn by what is kept].")
-@click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
+@device_option
 @click.option("--out", type=click.Path(path_type=Path), default="completions.png", show_default=True)
 @flags(CompleteConfig, SamplingOptions)
 def complete_command(
@@ -116,7 +117,7 @@ def complete_command(
     model = loaded(run, "samples", device)
     config = model.vqvae.config
     original = single_image(image, images_like(config, str(image)))
-    kept = str(keep) if mask is None else _kept_by_mask(mask, image, (config.model.height, config.model.width))
+    kept = str(keep) if mask is None else _mask_of_picture(mask, image, (config.model.height, config.model.width))
     done = complete(model, original.copy(), kept, label=label, **options)
     grey = np.where(done.kept, original, 128).astype(np.uint8)
     shown = np.concatenate([np.stack([original, grey]), done.images.numpy()])
@@ -124,7 +125,7 @@ def complete_command(
     say_result(f"wrote {out}: the image, what is kept, and {len(done.images)} completions")
 
 
-def _kept_by_mask(mask: Path, image: Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def _mask_of_picture(mask: Path, image: Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """Where a picture is white, cut to size as the image is. Raises UsageError unless both have one shape."""
     for path in (mask, image):
         if path.suffix.lower() not in SUFFIXES:

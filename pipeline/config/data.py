@@ -62,7 +62,7 @@ class DataConfig:
         problems = []
         if self.image_size is not None and (not _SIZE.fullmatch(self.image_size) or 0 in self.size()):
             problems.append(f"--image-size takes a number of pixels or HEIGHTxWIDTH; got {self.image_size!r}")
-        if self.validation + self.test >= 1:
+        if self.validation + self.test_fraction >= 1:
             problems.append(
                 f"--validation {self.validation} and --test {self.test} leave no image to train on; choose smaller ones"
             )

@@ -32,7 +32,7 @@ class FileConfig:
     """How images are written."""
 
     format: Format = Field(
-        default="png", description="One PNG an image, or a .zip of them, or a .safetensors of pixels, for each part."
+        default="png", description="One PNG per image, or a .zip of them, or a .safetensors of pixels, for each part."
     )
 
 

@@ -15,18 +15,21 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from pipeline.storage import (
+    FORMAT_VERSION,
     atomic_file,
     load_metadata,
     load_tensors,
     read_json,
     save_tensors,
     sha256,
+    tensors_sha256,
     validated,
     write_json,
 )
 from stage1_vqvae import Codes, VQVAEConfig
 
 INDEX = "index.json"
+_HASH = "tensors_sha256"  # in the metadata of a shard: safetensors itself has no checksum
 
 
 @plain_dataclass(frozen=True)
@@ -47,13 +50,14 @@ def join(parts: Iterable[CodeMaps]) -> CodeMaps:
     labels = [part.labels for part in maps if part.labels is not None]
     views = zip(*(part.views for part in maps), strict=True)
     return CodeMaps(
-        _join_levels(part.levels for part in maps),
+        join_levels(part.levels for part in maps),
         torch.cat(labels) if labels else None,
-        tuple(_join_levels(view) for view in views),
+        tuple(join_levels(view) for view in views),
     )
 
 
-def _join_levels(parts: Iterable[Codes]) -> Codes:
+def join_levels(parts: Iterable[Codes]) -> Codes:
+    """The codes of several batches, one after another, level by level."""
     return tuple(torch.cat(level) for level in zip(*parts, strict=True))
 
 
@@ -66,12 +70,14 @@ def code_dtype(config: VQVAEConfig) -> torch.dtype:
 
 def save_codes(path: Path, maps: CodeMaps, metadata: Mapping[str, str]) -> None:
     """Write code maps as `level0`, `level1`, ..., `labels` (and `view1.level0`, ... for other views)."""
+    save_tensors(path, _tensors_of(maps), metadata)
+
+
+def _tensors_of(maps: CodeMaps) -> dict[str, Tensor]:
     tensors = {f"level{i}": level for i, level in enumerate(maps.levels)}
     for number, view in enumerate(maps.views, 1):
         tensors |= {f"view{number}.level{i}": level for i, level in enumerate(view)}
-    if maps.labels is not None:
-        tensors["labels"] = maps.labels
-    save_tensors(path, tensors, metadata)
+    return tensors if maps.labels is None else {**tensors, "labels": maps.labels}
 
 
 def load_codes(path: Path) -> CodeMaps:
@@ -105,25 +111,26 @@ class CodeIndex:
     It is written last, so that a folder with an index holds all of its maps.
     """
 
-    format_version: Literal[4] = 4
+    format_version: Literal[4] = FORMAT_VERSION
     kind: Literal["codes"] = "codes"
     identity: dict[str, str]
     parts: dict[str, tuple[Shard, ...]]
 
 
 def write_shard(folder: Path, file: str, maps: CodeMaps, identity: Mapping[str, str]) -> None:
-    """Write code maps as one file, whole or not at all."""
+    """Write code maps as one file, whole or not at all, with the hash of what it holds."""
     with atomic_file(folder / file) as unfinished:
-        save_codes(unfinished, maps, identity)
+        save_codes(unfinished, maps, {**identity, _HASH: tensors_sha256(_tensors_of(maps))})
 
 
 def read_shard(folder: Path, file: str, identity: Mapping[str, str]) -> CodeMaps | None:
     """The code maps of a shard, if it is there, undamaged, and of this identity."""
     path = folder / file
     try:
-        return load_codes(path) if load_metadata(path) == identity else None
+        metadata, maps = load_metadata(path), load_codes(path)
     except CheckpointError:
         return None  # it will be written anew
+    return maps if metadata == {**identity, _HASH: tensors_sha256(_tensors_of(maps))} else None
 
 
 def write_index(folder: Path, identity: Mapping[str, str], parts: Mapping[str, Mapping[str, int]]) -> None:
@@ -145,9 +152,9 @@ def read_parts(folder: Path, identity: Mapping[str, str]) -> dict[str, CodeMaps]
     """The code maps of each part, if the folder holds undamaged ones of this identity."""
     try:
         index = read_index(folder)
-        damaged = [s for part in index.parts.values() for s in part if sha256(folder / s.file) != s.sha256]
-        if index.identity != identity or damaged:
+        shards = [shard for part in index.parts.values() for shard in part]
+        if index.identity != identity or any(sha256(folder / shard.file) != shard.sha256 for shard in shards):
             return None
-        return {part: join(load_codes(folder / s.file) for s in shards) for part, shards in index.parts.items()}
+        return {part: join(load_codes(folder / s.file) for s in own) for part, own in index.parts.items()}
     except (CheckpointError, OSError):
         return None  # the codes will be extracted anew, which says so

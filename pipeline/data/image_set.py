@@ -56,23 +56,29 @@ def load_images(config: DataConfig, *, shared: bool = False) -> ImageSet:
     return _from_files(open_source(Path(config.data).expanduser()), config, shared=shared)
 
 
-def load_test_images(config: DataConfig) -> ImageSet:
-    """Decode the official test part that `config.test_data` names, as the images trained on are. Raises DataError."""
+def load_test_images(config: DataConfig, shape: tuple[int, int, int]) -> ImageSet:
+    """Decode the official test part that `config.test_data` names, in the shape (channels, height, width) of the images
+    trained on. Raises DataError."""
     assert config.test_data is not None
+    channels, height, width = shape
+    alike = replace(config, image_size=f"{height}x{width}", colour="grey" if channels == 1 else "colour")
     if config.test_data in NAMED:
-        return from_array(*torchvision_dataset(config.test_data, train=False), config)
-    return _from_files(open_source(Path(config.test_data).expanduser()), config, shared=False)
+        return from_array(*torchvision_dataset(config.test_data, train=False), alike)
+    return _from_files(open_source(Path(config.test_data)), replace(alike, data=config.test_data), shared=False)
 
 
-def check_test_data(config: DataConfig) -> None:
-    """Raise DataError where `config.test_data` names nothing; no image of it is looked at."""
-    if config.test_data is not None and config.test_data not in NAMED:
-        path = Path(config.test_data).expanduser()
-        if not path.exists():
-            raise DataError(
-                f"no such file or folder: {path}; --test-data takes a folder of images, a .zip of one, or one of "
-                f"{', '.join(NAMED)}"
-            )
+def test_files_fingerprint(test_data: str) -> str:
+    """The hash of what `test_data` names, which is not decoded: the name, or the names and bytes of its files.
+
+    Raises DataError where there are none.
+    """
+    if test_data in NAMED:
+        return hashlib.sha256(test_data.encode()).hexdigest()
+    source, digest = open_source(Path(test_data)), hashlib.sha256()
+    for name in source.names:
+        digest.update(f"{name}\n".encode())
+        digest.update(hashlib.sha256(source.read(name)).digest())
+    return digest.hexdigest()
 
 
 def from_array(
@@ -98,7 +104,7 @@ def from_array(
 
 def _check_labels(labels: np.ndarray, n: int) -> None:
     if labels.shape != (n,):
-        raise DataError(f"{n} images but labels of shape {labels.shape}; give one number an image")
+        raise DataError(f"{n} images but labels of shape {labels.shape}; give one number per image")
     if labels.dtype.kind not in "iu":
         raise DataError(f"labels must be whole numbers from 0 on; got {labels.dtype}, such as {labels[0]!r}")
     if labels.min() < 0:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 
 from pipeline.config.data import DataConfig
 from pipeline.data.image_set import images_at_a_time
-from pipeline.errors import DataError
+from pipeline.errors import CheckpointError, DataError
 from pipeline.randomness import Purpose, stream
 from pipeline.storage import load_tensors, save_tensors
 
@@ -44,6 +44,8 @@ def save_split(path: Path, parts: Split) -> None:
 def load_split(path: Path) -> Split:
     """Read the indices of each part. Raises CheckpointError."""
     tensors = load_tensors(path)
+    if tensors.keys() != set(Split._fields):
+        raise CheckpointError(f"{path} holds {sorted(tensors)}, and not the parts {', '.join(Split._fields)}")
     return Split(*(tensors[name].numpy() for name in Split._fields))
 
 

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from pipeline import processes
 from pipeline.config.arguments import CompareArguments, VQVAEArguments
-from pipeline.config.data import ARRAY
-from pipeline.config.options import Options, contradictions, flatten, given
+from pipeline.config.options import Options, contradictions, flatten
 from pipeline.config.presets import PresetName
 from pipeline.data import pixels
-from pipeline.data.image_set import ImageSet, load_test_images
+from pipeline.data.image_set import ImageSet, load_test_images, test_files_fingerprint
 from pipeline.data.pictures import evenly_spread
 from pipeline.data.splits import Split, load_split, pixel_variance
-from pipeline.errors import UsageError
+from pipeline.errors import DataError, UsageError
 from pipeline.evaluation.fidelity import Fidelity, fidelity, principal_components
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.layout import IN_PROGRESS, METRICS, SPLIT, RunFolder, is_finished
@@ -35,6 +34,7 @@ from pipeline.training.launch import Launch
 from pipeline.training.resume import AUTO
 from pipeline.training.stage1 import (
     StageOptions,
+    asked_options,
     check_unchanged,
     load_image_set,
     new_options,
@@ -108,7 +108,7 @@ def compare(
     train_vqvae but for the bottleneck. Principal components stand beside them, as many as a bottleneck passes numbers
     on. The same call goes on after an interruption. Raises GenError.
     """
-    asked = given(dict(options)) | ({} if images is None else {"data": ARRAY})
+    asked = asked_options(dict(options), images)
     wanted = _wanted(bottlenecks, preset, config, asked)
     folder, reporter = Path(out), reporter or reporter_for_api()
     launch = Launch(asked, processes.start(), reporter, None)
@@ -191,7 +191,8 @@ def _measure(
     for model in models.values():
         check_unchanged(model.run.folder, model.vqvae.config, image_set)
     parts = load_split(first.run.folder.vqvae / SPLIT)
-    part, measured = _measured_images(first.vqvae.config, image_set, parts)
+    with launch.accelerator.local_main_process_first():
+        part, measured = _measured_images(first.vqvae.config, image_set, parts)
     variance = pixel_variance(image_set.images, parts.train)
     shown = evenly_spread(len(measured), _SHOWN)
     result = Comparison(folder, part, [], [Strip("images", measured[shown])])
@@ -218,9 +219,14 @@ def _measure(
 
 
 def _measured_images(config: VQVAERun, image_set: ImageSet, parts: Split) -> tuple[str, UInt8[np.ndarray, "n c h w"]]:
-    """The test part, or the validation part where nothing was set aside for testing; and its name."""
+    """The test part, or the validation part where nothing was set aside for testing; and its name.
+
+    Raises DataError when an official test part has changed.
+    """
     if config.data.test_data is not None:
-        return "test", load_test_images(config.data).images
+        if test_files_fingerprint(config.data.test_data) != config.test_fingerprint:
+            raise DataError(f"the files of {config.data.test_data} are not those that the runs were begun with")
+        return "test", load_test_images(config.data, image_set.shape).images
     if len(parts.test):
         return "test", image_set.images[parts.test]
     return "validation", image_set.images[parts.validation]

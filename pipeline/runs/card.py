@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from pipeline.runs.layout import CARD, RunFolder
-from pipeline.runs.opening import Run
-from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words
+from pipeline.runs.opening import parse_run
+from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
 from pipeline.storage import atomic_file
 
 _OURS = "Made by gen (gen-images)"
-_NETWORKS = {"pixelcnn": "gated PixelCNN", "pixelsnail": "PixelSNAIL"}
 
 
 def write_card(folder: RunFolder) -> None:
@@ -17,7 +16,7 @@ def write_card(folder: RunFolder) -> None:
     path = folder.path / CARD
     if path.exists() and _OURS not in path.read_text():
         return
-    run = Run.open(folder.path)
+    run = parse_run(folder)
     lines = [f"# {folder.path.name}", "", f"{_OURS}: a VQ-VAE, and a prior over its codes.", ""]
     lines += ["## Stage 1", "", *_rows(_vqvae(run.vqvae) | _validation(folder.vqvae))]
     for level, prior in enumerate(run.priors):
@@ -45,7 +44,7 @@ def _vqvae(config: VQVAERun) -> dict[str, str]:
 def _prior(config: PriorRun) -> dict[str, str]:
     model, training = config.model, config.training
     return {
-        "network": f"{_NETWORKS[model.prior]}, {model.layers} layers of {model.hidden} channels",
+        "network": f"{network_in_words(model)}, {model.layers} layers of {model.hidden} channels",
         "training": f"{training.steps:,} steps of {training.batch_size} maps at most, seed {training.seed}",
     }
 

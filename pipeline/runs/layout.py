@@ -1,11 +1,10 @@
-"""Where each thing lies in a run folder: all of its names stand here."""
+"""Where each thing lies in a run folder: its folders, and the files of a stage."""
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pipeline.storage import MANIFEST
 
-FORMAT_VERSION: Final = 4
 RUNS = Path("runs")  # where runs are made and looked for unless told otherwise
 
 CONFIG = "config.json"  # of the finished model

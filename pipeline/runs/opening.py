@@ -1,4 +1,4 @@
-"""Opening a run: its configurations are parsed once, its files verified once, whatever is done with it afterwards."""
+"""Opening a run: each configuration is parsed once, each file verified once, of the stages that are needed alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,47 +9,17 @@ from pipeline.runs.layout import RUNS, WEIGHTS, RunFolder, is_finished
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, PriorRun, VQVAERun, read_config
 from pipeline.storage import verify
 
-Needed = Literal["vqvae", "samples"]
+# Stage 1 alone; whatever is finished; or all that sampling images takes.
+Needed = Literal["vqvae", "finished", "samples"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with a finished stage 1, and the configurations of its finished stages."""
+    """A run folder with a finished stage 1, and the configurations of the stages that it was opened for."""
 
     folder: RunFolder
     vqvae: VQVAERun
-    priors: tuple[PriorRun | None, ...]  # of each level of codes; None where there is no finished one
-
-    @classmethod
-    def open(cls, path: str | Path) -> "Run":
-        """Parse the configurations of a run and verify its files. Raises CheckpointError."""
-        run = _parse(RunFolder(Path(path)))
-        _verify(run)
-        return run
-
-    @classmethod
-    def newest(cls, needed: Needed) -> "Run":
-        """Open the newest run under runs/ that has a stage 1, or that images can be sampled from.
-
-        Raises UsageError when there is none, CheckpointError.
-        """
-        finished = [folder for folder in map(RunFolder, RUNS.glob("*")) if is_finished(folder.vqvae)]
-        complaint = ""
-        for folder in sorted(finished, key=lambda folder: _changed(folder, needed), reverse=True):
-            try:
-                run = _parse(folder)
-                if needed == "samples":
-                    run.check_can_be_sampled()
-            except GenError as error:
-                complaint = complaint or f" (passed over: {error})"
-                continue
-            _verify(run)
-            return run
-        missing = "vqvae" if needed == "vqvae" else "prior"
-        raise UsageError(
-            f"no finished {missing} under {RUNS.resolve()}; train one with `gen train-{missing}`, or name a run"
-            + complaint
-        )
+    priors: tuple[PriorRun | None, ...]  # of each level of codes, None where there is no finished one; () if not needed
 
     def check_can_be_sampled(self) -> None:
         """Raise UsageError or CheckpointError unless images can be sampled from this run."""
@@ -77,16 +47,23 @@ class Run:
 
 
 def open_run(path: str | Path | None, needed: Needed) -> Run:
-    """Open the named run, or the newest one with what is needed.
+    """Open the named run, or the newest under runs/: parse the configurations of what is needed, and verify its files.
 
-    Raises UsageError or CheckpointError, also when the named run lacks what is needed.
+    Raises UsageError or CheckpointError, also when there is no run with what is needed.
     """
-    if path is None:
-        return Run.newest(needed)
-    run = Run.open(path)
+    run = _parse(RunFolder(Path(path)), needed) if path is not None else _newest(needed)
     if needed == "samples":
         run.check_can_be_sampled()
+    verify(run.folder.vqvae)
+    for level, prior in enumerate(run.priors):
+        if prior is not None:
+            verify(run.folder.prior(level))
     return run
+
+
+def parse_run(folder: RunFolder) -> Run:
+    """The configurations of all finished stages of a run, whose files are not verified. Raises CheckpointError."""
+    return _parse(folder, "finished")
 
 
 def check_latents(config: VQVAERun) -> None:
@@ -98,22 +75,35 @@ def check_latents(config: VQVAERun) -> None:
         )
 
 
-def _parse(folder: RunFolder) -> Run:
+def _newest(needed: Needed) -> Run:
+    """The newest run that has a finished stage 1, or that images can be sampled from. Raises UsageError for none."""
+    finished = [folder for folder in map(RunFolder, RUNS.glob("*")) if is_finished(folder.vqvae)]
+    complaint = ""
+    for folder in sorted(finished, key=lambda folder: _changed(folder, needed), reverse=True):
+        if needed != "samples":
+            return _parse(folder, needed)
+        try:
+            run = _parse(folder, needed)
+            run.check_can_be_sampled()
+        except GenError as error:
+            complaint = complaint or f" (passed over: {error})"
+        else:
+            return run
+    missing = "prior" if needed == "samples" else "vqvae"
+    raise UsageError(
+        f"no finished {missing} under {RUNS.resolve()}; train one with `gen train-{missing}`, or name a run{complaint}"
+    )
+
+
+def _parse(folder: RunFolder, needed: Needed) -> Run:
     if not folder.path.is_dir():
         raise CheckpointError(f"there is no run folder {folder.path}")
     if not is_finished(folder.vqvae):
         begun = "stage 1 is unfinished" if folder.contains_run() else "it is no run folder, or its training never began"
         raise CheckpointError(f"{folder.path} has no finished stage 1: {begun}")
     vqvae = read_config(folder.vqvae, VQVAERun)
-    stages = [folder.prior(level) for level in range(vqvae.model.levels)]
+    stages = [folder.prior(level) for level in range(vqvae.model.levels)] if needed != "vqvae" else []
     return Run(folder, vqvae, tuple(read_config(s, PriorRun) if is_finished(s) else None for s in stages))
-
-
-def _verify(run: Run) -> None:
-    verify(run.folder.vqvae)
-    for level, prior in enumerate(run.priors):
-        if prior is not None:
-            verify(run.folder.prior(level))
 
 
 def _changed(folder: RunFolder, needed: Needed) -> float:

@@ -9,9 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config.data import DataConfig
 from pipeline.config.training import AugmentConfig, TrainingConfig
-from pipeline.errors import CheckpointError
-from pipeline.runs.layout import CONFIG, FORMAT_VERSION
-from pipeline.storage import JsonObject, read_json, validated
+from pipeline.runs.layout import CONFIG
+from pipeline.storage import FORMAT_VERSION, JsonObject, check_format, read_json, validated
 from stage1_vqvae import VQVAEConfig
 from stage2_prior import PriorConfig
 
@@ -29,6 +28,7 @@ class VQVAERun:
     training: TrainingConfig
     data: DataConfig
     fingerprint: str  # of the images
+    test_fingerprint: str | None = None  # of the files of an official test part
     class_names: tuple[str, ...]
 
 
@@ -54,10 +54,7 @@ def read_config(folder: Path, kind: type[Saved], name: str = CONFIG) -> Saved:
     """The configuration of a stage's model, or with `name` of the training in progress. Raises CheckpointError."""
     path = folder / name
     content = read_json(path)
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        older = "; train the run anew, or read it with the version of gen that wrote it" if version in (1, 2, 3) else ""
-        raise CheckpointError(f"{path} has format_version {version}; this version reads {FORMAT_VERSION}{older}")
+    check_format(path, content)
     return validated(path, content, kind)
 
 
@@ -72,6 +69,11 @@ def codes_in_words(config: VQVAEConfig) -> str:
     if not config.is_discrete:
         return f"{grids}, each {config.code_dim} numbers ({config.bottleneck})"
     return f"{grids}, each one of {config.num_codes} ({config.bottleneck})"
+
+
+def network_in_words(config: PriorConfig) -> str:
+    """The kind of network that a prior is."""
+    return {"pixelcnn": "gated PixelCNN", "pixelsnail": "PixelSNAIL"}[config.prior]
 
 
 def images_in_words(config: VQVAEConfig) -> str:

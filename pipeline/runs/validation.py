@@ -9,9 +9,9 @@ from pydantic.dataclasses import dataclass
 from pipeline.runs.layout import VALIDATION
 from pipeline.storage import read_json, validated
 
-# What to watch, in a line.
-_BRIEF = ("nmse", "psnr", "bits_per_dim", "nats", "uniform_nats", "unigram_nats", "bits_per_image")
-_BRIEF_OF_LEVELS = ("codebook_usage", "perplexity", "active_units", "nats", "uniform_nats", "unigram_nats")
+# What to watch, in a line: of a prior, and of stage 1.
+_BRIEF_OF_PRIORS = ("nats", "uniform_nats", "unigram_nats", "bits_per_image")
+_BRIEF = ("nmse", "psnr", "bits_per_dim", "codebook_usage", "perplexity", "active_units")
 _CODES_IN_WORDS = {  # in this order
     "codebook_usage": "{:.1%} used",
     "dead_codes": "{:.0f} dead",
@@ -43,9 +43,13 @@ class Metrics:
 
     def brief(self) -> str:
         """What to watch, in a line."""
-        shown = {name: value for name, value in self.values.items() if name in _BRIEF}
-        levels = tuple({n: v for n, v in level.items() if n in _BRIEF_OF_LEVELS} for level in self.levels)
-        return ", ".join(f"{name} {value:.4g}" for name, value in Metrics(shown, levels).named().items())
+
+        def watched(values: Mapping[str, float]) -> dict[str, float]:
+            names = _BRIEF_OF_PRIORS if "nats" in values else _BRIEF
+            return {name: value for name, value in values.items() if name in names}
+
+        shown = Metrics(watched(self.values), tuple(map(watched, self.levels)))
+        return ", ".join(f"{name} {value:.4g}" for name, value in shown.named().items())
 
     def rows(self) -> list[tuple[str, str]]:
         """A table: the values of the whole, then the health of each level's codes."""

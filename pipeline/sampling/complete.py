@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.config.arguments import CompleteArguments
 from pipeline.config.options import build
 from pipeline.config.sampling import CompleteConfig
+from pipeline.data.code_maps import join_levels
 from pipeline.errors import UsageError
 from pipeline.randomness import Purpose, stream
 from pipeline.sampling.labels import Label, labels_of
@@ -176,8 +177,7 @@ def _candidates(
         sampled = sampler.sample_codes(batch, labels, tuple(level.expand(len(batch), -1, -1) for level in part.known))
         codes.append(sampled.codes)
         weights.append(sampled.known_log_probability - used)
-    joined = tuple(torch.cat(level) for level in zip(*codes, strict=True))
-    return joined, torch.cat(weights).reshape(n, candidates)
+    return join_levels(codes), torch.cat(weights).reshape(n, candidates)
 
 
 def _propose(sampler: CodeSampler, part: Part, candidates: int) -> ClassProposal:

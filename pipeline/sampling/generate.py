@@ -108,7 +108,7 @@ def _request(model: Model, sampler: Sampler, files: FileConfig) -> Request:
         decoder_sha256=model.vqvae.decoder_sha256,
         prior_sha256=sampler.prior_sha256,
         seed=sampler.seed,
-        label=sampler.class_names,
+        label=sampler.classes_in_words,
         **asdict(sampler.options),
         precision=model.precision,
         format=files.format,

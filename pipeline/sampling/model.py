@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline import processes
 from pipeline.config.sampling import FloatPrecision
+from pipeline.data.code_maps import join_levels
 from pipeline.errors import CheckpointError, UsageError, stage_errors_as_usage
 from pipeline.reporting import Reporter, Silent
 from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, load_priors, load_vqvae
@@ -59,7 +60,7 @@ class Model:
         steps = (reporter or Silent()).steps(range(len(batches)), "encode")
         with stage_errors_as_usage():
             parts = [self.vqvae.network.encode(batches[step].to(self.device)) for step in steps]
-        return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
+        return tuple(level.cpu() for level in join_levels(parts))
 
     def decode(self, codes: Codes, reporter: Reporter | None = None) -> UInt8[Tensor, "n c h w"]:
         """Images of codes. Raises UsageError when they do not fit."""
@@ -158,11 +159,10 @@ def load(
     CPU. Raises CheckpointError when a model is missing, damaged, or when a prior was trained on the codes of another
     vqvae, and UsageError when there is no such device.
     """
-    return load_opened(open_run(run, "vqvae"), device, precision)
+    return _load(open_run(run, "finished"), device, precision)
 
 
-def load_opened(run: Run, device: str | torch.device | None, precision: FloatPrecision = "float32") -> Model:
-    """Load what a run that is open holds. Raises CheckpointError, UsageError."""
+def _load(run: Run, device: str | torch.device | None, precision: FloatPrecision) -> Model:
     found = processes.find_device(device)
     vqvae = load_vqvae(run, found)
     priors = load_priors(run, vqvae.codes_sha256, found)
@@ -178,16 +178,17 @@ def loaded(
     device: str | torch.device | None,
     precision: FloatPrecision | None = None,
 ) -> Model:
-    """The model itself where one is given, else what is loaded by its path, with what is needed.
+    """The model itself where one is given, else what is needed of a run, by its path.
 
     Raises UsageError, also where a loaded model is asked to be elsewhere or of another precision; CheckpointError.
     """
     if not isinstance(run, Model):
-        return load_opened(open_run(run, needed), device, precision or "float32")
-    if device is not None and processes.find_device(device) != run.device:
-        raise UsageError(f"the model given is on {run.device}; leave device={str(device)!r} out, or load it there")
-    if precision not in (None, run.precision):
-        raise UsageError(f"the model given is of {run.precision}; leave precision out, or load it in {precision}")
+        return _load(open_run(run, needed), device, precision or "float32")
+    model = run
+    if device is not None and processes.find_device(device) != model.device:
+        raise UsageError(f"the model given is on {model.device}; leave device={str(device)!r} out, or load it there")
+    if precision not in (None, model.precision):
+        raise UsageError(f"the model given is of {model.precision}; leave precision out, or load it in {precision}")
     if needed == "samples":
-        run.run.check_can_be_sampled()
-    return run
+        model.run.check_can_be_sampled()
+    return model

@@ -13,10 +13,9 @@ from pydantic.dataclasses import dataclass
 from pipeline import processes
 from pipeline.config.sampling import FloatPrecision, Format
 from pipeline.errors import UsageError
-from pipeline.runs.layout import FORMAT_VERSION
 from pipeline.runs.lock import locked
 from pipeline.sampling.samples import CODES, remove_partial
-from pipeline.storage import read_json, validated, write_json
+from pipeline.storage import FORMAT_VERSION, read_json, validated, write_json
 
 REQUEST = "request.json"
 

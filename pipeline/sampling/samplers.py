@@ -58,7 +58,7 @@ class Sampler(ABC):
 
     @property
     @abstractmethod
-    def class_names(self) -> str | None:
+    def classes_in_words(self) -> str | None:
         """The classes asked for, if any were."""
 
 
@@ -67,7 +67,7 @@ class LatentSampler(Sampler):
     """Draws numbers from N(0, I), scaled by the temperature. Raises UsageError for what has no meaning there."""
 
     prior_sha256 = ""
-    class_names = None
+    classes_in_words = None
 
     def __post_init__(self) -> None:
         check_latents(self.vqvae.config)
@@ -142,7 +142,7 @@ class CodeSampler(Sampler):
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @property
-    def class_names(self) -> str | None:
+    def classes_in_words(self) -> str | None:
         """The classes asked for, if any were."""
         return in_words(self.label, self.priors[0].config.class_names)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config.sampling import GRID_IMAGES, Format
 from pipeline.data import pixels
-from pipeline.data.code_maps import CodeMaps, load_codes, save_codes
+from pipeline.data.code_maps import CodeMaps, join_levels, load_codes, save_codes
 from pipeline.errors import UsageError
 from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, save_tensors
 from stage1_vqvae import Codes
@@ -75,7 +75,7 @@ class Samples:
 def join(parts: Sequence[Samples]) -> Samples:
     """Samples of one model, one after another."""
     first = parts[0]
-    codes = tuple(torch.cat(level) for level in zip(*(part.codes for part in parts), strict=True))
+    codes = join_levels(part.codes for part in parts)
     labels = None if first.labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
     return Samples(torch.cat([part.images for part in parts]), codes, labels, first.class_names, first.codes_sha256)
 
@@ -183,4 +183,4 @@ def first_codes(folder: Path, parts: Sequence[range], count: int) -> Codes:
     for part in parts:
         if sum(len(codes[0]) for codes in levels) < count:
             levels.append(load_codes(_codes_file(folder, part)).levels)
-    return tuple(torch.cat(level)[:count] for level in zip(*levels, strict=True))
+    return tuple(level[:count] for level in join_levels(levels))

@@ -12,7 +12,16 @@ from accelerate import Accelerator
 
 from pipeline import processes
 from pipeline.config.training import AugmentConfig
-from pipeline.data.code_maps import CodeMaps, code_dtype, join, read_index, read_shard, write_index, write_shard
+from pipeline.data.code_maps import (
+    CodeMaps,
+    code_dtype,
+    join,
+    join_levels,
+    read_index,
+    read_shard,
+    write_index,
+    write_shard,
+)
 from pipeline.data.image_set import ImageSet
 from pipeline.data.splits import Split
 from pipeline.errors import CheckpointError
@@ -83,9 +92,9 @@ class Encoder:
         batches = [own[start : start + BATCH] for start in range(0, len(own), BATCH)]
         steps = self.reporter.steps(range(len(batches)), "encode")
         parts = [self._encode(view.of(self.images.images, batches[step])) for step in steps]
-        levels = [torch.cat(level) for level in zip(*parts, strict=True)]
+        levels = join_levels(parts)
         if world_size > 1:
-            levels = [self.accelerator.gather(level.to(self.accelerator.device)) for level in levels]
+            levels = tuple(self.accelerator.gather(level.to(self.accelerator.device)) for level in levels)
         dtype = code_dtype(self.network.config)
         return tuple(level[: len(indices)].to("cpu", dtype) for level in levels)
 

@@ -33,7 +33,7 @@ from pipeline.training.trainer import Ended, Trainer
 class Trained:
     """A finished training: the run folder, the steps done in all, and the best evaluation on the validation part.
 
-    Of several levels of priors, `validation.levels` has the values of each.
+    Of several levels of priors, `validation.levels` has the values of each, none of those that were left alone.
     """
 
     run: Path
@@ -125,10 +125,12 @@ def train_and_publish(
         write_json(trainer.folder / IN_PROGRESS, as_json(settings))
     launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
     _report_end(trainer, trainer.run())
-    if launch.accelerator.is_main_process:
+
+    def finish() -> None:
         publish(trainer.folder, settings, trainer.state.record, published)
         write_card(run)
-    launch.accelerator.wait_for_everyone()
+
+    processes.on_main(launch.accelerator, finish)
     for tracker in launch.accelerator.trackers:
         tracker.finish()
     launch.accelerator.trackers.clear()  # else the next level's curves would be written here as well

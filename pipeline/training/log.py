@@ -1,4 +1,4 @@
-"""metrics.jsonl: means over the steps since the last line, also shown beside the bar and told to a tracker."""
+"""metrics.jsonl: means over the steps since the last line, also shown beside the bar and sent to a tracker."""
 
 import json
 import math
@@ -60,7 +60,7 @@ class Log:
         self.since = time.perf_counter()
 
     def line(self, values: Mapping[str, float]) -> None:
-        """Append a line, and tell the tracker."""
+        """Append a line, and send it to the tracker."""
         step = self.record.step
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:

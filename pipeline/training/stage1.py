@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from pipeline import processes
 from pipeline.config.arguments import VQVAEArguments
 from pipeline.config.data import ARRAY, EMBEDDED, NAMED, DataConfig
-from pipeline.config.options import Options, build, flatten, given
+from pipeline.config.options import OptionDict, Options, build, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.config.training import TrainingConfig
-from pipeline.data.image_set import ImageSet, check_test_data, from_array, load_images
+from pipeline.data.image_set import ImageSet, from_array, load_images, test_files_fingerprint
 from pipeline.data.pictures import write_picture
 from pipeline.data.splits import Split, pixel_variance, save_split, split
 from pipeline.errors import DataError, UsageError
@@ -59,7 +59,7 @@ def train_vqvae(
     `data`, with integer `targets` (n,) as classes. `resume`: "auto", or a checkpoint's path. `reporter`: by default
     progress is shown in a terminal or a notebook; Silent() shows none. Raises GenError.
     """
-    asked = given(dict(options)) | ({} if images is None else {"data": ARRAY})
+    asked = asked_options(dict(options), images)
     checkpoint = None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
     again = {"--preset": preset, "--config": config, "--out": out if stage else None}
@@ -77,10 +77,17 @@ def train_vqvae(
                 f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
             )
         wanted = new_options(asked, preset, config)
-        check_test_data(wanted.data)
+        test_data = wanted.data.test_data
+        test_fingerprint = None if test_data is None else test_files_fingerprint(test_data)
         image_set = load_image_set(wanted.data, images, targets, launch)
-        settings = _new_run(wanted, image_set, launch)
+        settings = replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint)
     return _train(launch, run, settings, image_set)
+
+
+def asked_options(options: Options, images: np.ndarray | Tensor | None) -> OptionDict:
+    """The options that were given, images as an array among them, and the test part by its absolute path."""
+    asked = given(options) | ({} if images is None else {"data": ARRAY})
+    return asked | ({"test_data": _absolute(str(asked["test_data"]), NAMED)} if "test_data" in asked else {})
 
 
 def _resumed(launch: Launch, run: RunFolder, saved: VQVAERun) -> VQVAERun:
@@ -138,13 +145,10 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
     channels, height, width = image_set.shape
     shape = {"channels": channels, "height": height, "width": width}
     (model,) = build(flatten(options.model), VQVAEConfig, derived=shape)
-    data, test_data = options.data, options.data.test_data
     return VQVAERun(
         model=model,
         training=fit_to_processes(options.training, launch.accelerator),
-        data=replace(
-            data, data=_absolute(data.data), test_data=None if test_data is None else _absolute(test_data, NAMED)
-        ),
+        data=replace(options.data, data=_absolute(options.data.data)),
         fingerprint=image_set.fingerprint,
         class_names=image_set.class_names,
     )

@@ -80,7 +80,7 @@ def train_prior(
     asked, checkpoint = given(dict(options)), None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
     where = next((name for name in (run, out, level) if name is not None), None) if stage else None
-    check_left_out(checkpoint, given({"--preset": preset, "--config": config, "RUN, --out and --level": where}))
+    check_left_out(checkpoint, given({"--preset": preset, "--config": config, "--run, --out and --level": where}))
     source = open_run(stage.parent.parent if stage else run, "vqvae")
     folder = RunFolder(Path(out)) if out and not stage else source.folder
     launch = Launch(asked, processes.start(log, folder.priors), reporter or reporter_for_api(), checkpoint)
@@ -97,15 +97,14 @@ def train_prior(
     maps = _code_maps(folder, vqvae, plan.augmentation(), read, launch)
     runs = plan.runs(vqvae, maps["train"], launch)
     save_settings(folder, runs, launch)
-    done = []
+    done: dict[int, Trained] = {}
     for settings in runs:
         timed = replace(launch, started=time.perf_counter()) if len(runs) > 1 else launch
-        done.append(_train(timed, folder, settings, vqvae, maps))
+        done[settings.level] = _train(timed, folder, settings, vqvae, maps)
     if len(done) == 1:
-        return done[0]
-    return Trained(
-        folder.path, sum(one.steps for one in done), Metrics({}, tuple(one.validation.values for one in done))
-    )
+        return next(iter(done.values()))
+    levels = [done[level].validation.values if level in done else {} for level in range(max(done) + 1)]
+    return Trained(folder.path, sum(one.steps for one in done.values()), Metrics({}, tuple(levels)))
 
 
 def _check_stage1_is_settled(folder: RunFolder) -> None:
@@ -134,7 +133,7 @@ def _copy_stage1(source: Run, folder: RunFolder, launch: Launch) -> Run:
             raise UsageError(f"{ours} exists already, and is not that of {source.folder.path}; choose another --out")
 
     processes.on_main(launch.accelerator, copy)
-    return Run.open(folder.path)
+    return open_run(folder.path, "vqvae")
 
 
 def _code_maps(

@@ -40,7 +40,7 @@ POOLED_BATCHES = 4  # batches that a task may initialise itself from
 
 
 class StepResult(NamedTuple, Generic[ReportedT]):
-    """The metrics of one micro-batch or step, and what its task is to be told in `update`."""
+    """The metrics of one micro-batch or step, and what `update` of its task takes."""
 
     metrics: Mapping[str, Tensor]
     statistics: Sequence[ReportedT]

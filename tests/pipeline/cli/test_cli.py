@@ -338,6 +338,7 @@ def test_a_run_that_is_unfinished_is_described_as_far_as_it_is(tmp_path: Path, t
 
 def test_a_test_part_that_does_not_exist_is_named_before_any_training(tmp_path: Path) -> None:
     message = fails(3, "train-vqvae", *TINY, "--test-data", "nowhere", "--out", "run")
-    assert "no such file or folder: nowhere; --test-data takes a folder" in message and not Path("run").exists()
+    assert f"no such file or folder: {tmp_path / 'nowhere'}; name a folder of images" in message
+    assert "reading" not in message and not Path("run").exists()
     message = fails(2, "train-vqvae", *TINY, "--test-data", tmp_path, "--test", "0.1", "--out", "run")
     assert f"--test belongs to runs without --test-data {tmp_path}; leave it out" in message

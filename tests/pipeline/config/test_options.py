@@ -63,7 +63,9 @@ SAVED = {"batch_size": 48, "steps": 7}
 
 def test_what_is_given_wins_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"kind": "vqvae", "model": {"hidden": 24, "height": 9}, "training": SAVED}))
+    path.write_text(
+        json.dumps({"format_version": 4, "kind": "vqvae", "model": {"hidden": 24, "height": 9}, "training": SAVED})
+    )
     merged = resolve_options("vqvae", {"batch_size": 96}, "tiny", path, STAGE1)
     assert merged["batch_size"] == 96 and merged["hidden"] == 24 and merged["num_codes"] == 64
     assert "height" not in merged

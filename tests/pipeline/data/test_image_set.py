@@ -115,7 +115,7 @@ def test_bad_images_are_named_or_skipped(tmp_path: Path) -> None:
         (Image.new("RGB", (8, 8), "red"), "is in colour where others are grey; choose with --colour"),
     ],
 )
-def test_an_image_unlike_those_looked_at_first_is_named(tmp_path: Path, odd: Image.Image, reason: str) -> None:
+def test_an_image_unlike_the_first_ones_is_named(tmp_path: Path, odd: Image.Image, reason: str) -> None:
     """Once, all but the few that decide were cut or made grey without a word."""
     for index in range(130):
         Image.new("L", (8, 8), index).save(tmp_path / f"{index:03d}.png")
@@ -223,7 +223,7 @@ def test_a_torchvision_dataset_becomes_images_with_named_classes(monkeypatch: py
     images = load_images(DataConfig(data="cifar10"))
     np.testing.assert_array_equal(images.images, pixels.transpose(0, 3, 1, 2))
     assert images.class_names == ("cat", "dog", "ship")
-    official = load_test_images(DataConfig(test_data="cifar10"))
+    official = load_test_images(DataConfig(test_data="cifar10"), images.shape)
     np.testing.assert_array_equal(official.images, 255 - images.images)
 
 
@@ -282,6 +282,7 @@ def test_a_test_part_takes_images_from_the_training_part_alone() -> None:
     assert sorted([*with_one.train, *with_one.test]) == without.train.tolist()
     named = split(100, DataConfig(validation=0.1, test_data="elsewhere"), seed=3)
     assert len(named.test) == 0, "the official test part stands for it"
+    assert DataConfig(validation=0.97, test_data="elsewhere").test_fraction == 0
     with pytest.raises(ValueError, match=r"--validation 0.5 and --test 0.5 leave no image to train on"):
         DataConfig(validation=0.5, test=0.5)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from pipeline import DataError, UsageError, compare, load
 from pipeline.cli.main import main
+from pipeline.data import pixels
 from pipeline.data.splits import load_split
 from pipeline.evaluation.fidelity import fidelity, principal_components
 from pipeline.runs.validation import read_validation
@@ -126,21 +128,38 @@ def test_bad_comparisons_are_refused_before_any_training(capsys: pytest.CaptureF
     assert "--levels 2 cannot be compared" in said and not Path("compared").exists()
 
 
+def resized(images: np.ndarray) -> np.ndarray:
+    """Images (n, 1, 16, 24) enlarged twice and scaled back, as the data's room does it."""
+    enlarged = [Image.fromarray(image[0]).resize((48, 32), Image.Resampling.NEAREST) for image in images]
+    return np.stack([pixels.fit(image, 16, 24, "grey") for image in enlarged])
+
+
 def test_what_was_set_aside_for_testing_is_measured_on(tmp_path: Path) -> None:
     images, targets = shapes(size=(16, 24))
     options = {**TINY_VQVAE, "validation": 0.2}
     for image in range(3):
         (tmp_path / "official").mkdir(exist_ok=True)
-        Image.fromarray(255 - images[image, 0]).save(tmp_path / "official" / f"{image}.png")
+        # In colour and of another size: it is made like the images trained on.
+        picture = Image.fromarray(255 - images[image, 0]).convert("RGB").resize((48, 32), Image.Resampling.NEAREST)
+        picture.save(tmp_path / "official" / f"{image}.png")
     apart = compare(out="apart", bottlenecks=["fsq"], images=images, targets=targets, test=0.25, **options)
-    official = compare(
-        out="official-run", bottlenecks=["fsq"], images=images, targets=targets, test_data="official", **options
-    )
+    again: dict[str, Any] = {
+        "bottlenecks": ["fsq"],
+        "images": images,
+        "targets": targets,
+        "test_data": "official",
+        **options,
+    }
+    compare(out="official-run", **again)
+    official = compare(out="official-run", **again)  # goes on
     parts = load_split(Path("apart/fsq/vqvae/split.safetensors"))
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (22, 8, 10)
-    for done, measured in ((apart, images[parts.test]), (official, 255 - images[:3])):
+    for done, measured in ((apart, images[parts.test]), (official, resized(255 - images[:3]))):
         model = load(done.folder / "fsq")
         variance = float(model.vqvae.network.data_variance)
         error = (measured / 255 - model.reconstruct(measured).numpy() / 255) ** 2
         assert done.part == "test" and done.rows[-1].nmse == pytest.approx(error.mean() / variance, rel=1e-4)
         assert "On test images" in (done.folder / "compare.md").read_text()
+    Image.fromarray(images[5, 0]).save(tmp_path / "official" / "0.png")
+    with pytest.raises(DataError, match=r"the files of .*official are not those that the runs were begun with"):
+        compare(out="official-run", **again)

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from pipeline.storage import (
 from stage1_vqvae import VQVAE
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
+PRIOR = {**TINY_PRIOR, "layers": 2, "head": 4}
 STORED = Path(__file__).parent / "format-4"
 
 
@@ -36,15 +38,14 @@ def make(folder: Path) -> None:
     """Train a tiny run, draw from it, and write down what it gave."""
     images, targets = shapes()
     run = folder / "run"
-    train_vqvae(out=run, images=images, targets=targets, **TINY_VQVAE, likelihood="discretized-logistic")
-    train_prior(run, images=images, targets=targets, **TINY_PRIOR, label_dropout=0.1)
+    once: dict[str, Any] = {"checkpoints": 1}
+    train_vqvae(out=run, images=images, targets=targets, **TINY_VQVAE, **once, likelihood="discretized-logistic")
+    train_prior(run, images=images, targets=targets, **PRIOR, **once, label_dropout=0.1)
     generate_files(run, n=2, seed=5, format="safetensors")
     samples, model = generate(run, 4, seed=3, precision="float64"), load(run)
     restored = model.reconstruct(images[:4])
     expected = {"samples": samples.images, "codes": samples.codes[0], "originals": torch.from_numpy(images[:4])}
     save_tensors(folder / "expected.safetensors", {**expected, "restored": restored})
-    for path in (run / "vqvae", run / "prior" / "0"):
-        shutil.rmtree(path / "checkpoints")
     for path in [*run.rglob("*.png"), *run.rglob(".lock")]:
         path.unlink()
 
@@ -81,7 +82,15 @@ def test_the_stored_codes_and_samples_go_on(tmp_path: Path) -> None:
     assert generate_files(run, n=2, seed=5, format="safetensors").new == 0
     assert generate_files(run, n=3, seed=5, format="safetensors").new == 1
     shutil.rmtree(run / "prior")
-    train_prior(run, **{**TINY_PRIOR, "steps": 1})  # no images are given: the stored codes serve
+    train_prior(run, **{**PRIOR, "steps": 1})  # no images are given: the stored codes serve
+
+
+def test_the_stored_trainings_go_on(tmp_path: Path) -> None:
+    run, (images, targets) = copy(tmp_path), shapes()
+    assert train_prior(run, resume="auto", steps=14).steps == 14
+    shutil.rmtree(run / "prior")
+    done = train_vqvae(out=run, images=images, targets=targets, resume="auto", steps=14)
+    assert done.steps == 14 and len(list((run / "vqvae" / "checkpoints").glob("step-*"))) == 2
 
 
 def test_each_hash_changes_when_its_part_does_and_only_then(tmp_path: Path) -> None:

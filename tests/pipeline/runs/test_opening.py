@@ -4,17 +4,32 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
-from pipeline import CheckpointError, UsageError, complete, generate, generate_files, load, score, storage
+from pipeline import (
+    CheckpointError,
+    UsageError,
+    complete,
+    generate,
+    generate_files,
+    load,
+    score,
+    storage,
+    train_prior,
+    train_vqvae,
+)
 from pipeline.cli.main import main
-from pipeline.runs.opening import Run, open_run
-from tests.tiny import shapes
+from pipeline.runs import loading
+from pipeline.runs.opening import open_run
+from pipeline.storage import write_manifest
+from tests.tiny import TINY_PRIOR, shapes
 
 IMAGES, _ = shapes()
 
@@ -22,8 +37,8 @@ IMAGES, _ = shapes()
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter[str]]:
     """How often each JSON file is read, and each file hashed, by the end of its path."""
-    counted: dict[str, Counter[str]] = {"parsed": Counter(), "hashed": Counter()}
-    sha256, read_text = storage.sha256, Path.read_text
+    counted: dict[str, Counter[str]] = {"parsed": Counter(), "hashed": Counter(), "hashed tensors": Counter()}
+    sha256, read_text, tensors_sha256 = storage.sha256, Path.read_text, storage.tensors_sha256
 
     def counting_hash(path: Path) -> str:
         counted["hashed"]["/".join(path.parts[-2:])] += 1
@@ -33,7 +48,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter[str]]:
         counted["parsed"]["/".join(path.parts[-2:])] += path.suffix == ".json"
         return read_text(path, *arguments)
 
+    def counting_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+        counted["hashed tensors"].update(list(tensors))
+        return tensors_sha256(tensors)
+
     monkeypatch.setattr(storage, "sha256", counting_hash)
+    monkeypatch.setattr(loading, "tensors_sha256", counting_tensors)
     monkeypatch.setattr(Path, "read_text", counting_read)
     return counted
 
@@ -47,6 +67,7 @@ def test_sampling_parses_and_hashes_each_file_of_the_run_once(
         assert reads["parsed"][f"{stage}/config.json"] == 1
         assert reads["parsed"][f"{stage}/manifest.json"] == 1
         assert reads["hashed"][f"{stage}/model.safetensors"] == 1
+    assert set(reads["hashed tensors"].values()) == {1}, "those of the network, for what belongs together"
 
 
 def test_a_loaded_model_is_not_read_again(trained: Path, tmp_path: Path, reads: dict[str, Counter[str]]) -> None:
@@ -116,21 +137,51 @@ def copies(trained: Path, *names: str) -> list[Path]:
     return made
 
 
+def age_the_format(run: Path) -> None:
+    """Let the configuration of stage 1 say that it is of format 3."""
+    config = json.loads((run / "vqvae" / "config.json").read_text())
+    (run / "vqvae" / "config.json").write_text(json.dumps({**config, "format_version": 3}))
+
+
 def test_the_newest_run_that_serves_is_found(trained: Path) -> None:
     _, second, third = copies(trained, "first", "second", "third")
-    assert Run.newest("vqvae").folder.path == third
+    assert open_run(None, "vqvae").folder.path == third
     shutil.rmtree(third / "prior")
-    assert Run.newest("samples").folder.path == second and open_run(None, "vqvae").folder.path == third
-    config = json.loads((second / "vqvae" / "config.json").read_text())
-    (second / "vqvae" / "config.json").write_text(json.dumps({**config, "format_version": 3}))
-    assert Run.newest("samples").folder.path == Path("runs/first")
+    assert open_run(None, "samples").folder.path == second and open_run(None, "vqvae").folder.path == third
+    age_the_format(second)
+    assert open_run(None, "samples").folder.path == Path("runs/first")
 
 
 def test_a_run_of_an_older_format_is_refused_by_name(trained: Path) -> None:
-    [run] = copies(trained, "run")
-    config = json.loads((run / "vqvae" / "config.json").read_text())
-    (run / "vqvae" / "config.json").write_text(json.dumps({**config, "format_version": 3}))
-    with pytest.raises(CheckpointError, match=r"config.json has format_version 3; this version reads 4; train the run"):
+    _, run = copies(trained, "older", "newer")
+    age_the_format(run)
+    message = r"config.json has format_version 3; this version reads 4; train the run"
+    with pytest.raises(CheckpointError, match=message):
         load(run)
-    with pytest.raises(UsageError, match=r"no finished vqvae under .*passed over: .*format_version 3"):
-        load()
+    with pytest.raises(CheckpointError, match=message):
+        load()  # the newest run is meant, and not silently another
+    with pytest.raises(UsageError, match=message):
+        train_vqvae(config=run / "vqvae" / "config.json", out="new")
+    shutil.rmtree("runs/older")
+    with pytest.raises(UsageError, match=r"no finished prior under .*passed over: .*format_version 3"):
+        generate()
+
+
+@pytest.mark.parametrize("damage", ["weights", "owner", "config"])
+def test_a_prior_that_cannot_be_used_stands_in_the_way_of_samples_alone(trained: Path, damage: str) -> None:
+    [run] = copies(trained, "run")
+    stage = run / "prior" / "0"
+    if damage == "weights":
+        (stage / "model.safetensors").unlink()
+    else:
+        config = json.loads((stage / "config.json").read_text())
+        change = {"codes_sha256": "0" * 64} if damage == "owner" else {"level": "none"}
+        (stage / "config.json").write_text(json.dumps({**config, **change}))
+        write_manifest(stage, ["config.json", "model.safetensors", "validation.json"])
+    Image.fromarray(IMAGES[0, 0]).save("image.png")
+    assert CliRunner().invoke(main, ["reconstruct", "image.png", "--run", str(run)]).exit_code == 0
+    for command in ("info", "sample"):
+        refused = CliRunner().invoke(main, [command, "--run", str(run)])
+        assert refused.exit_code == 4 and str(stage) in refused.output
+    done = train_prior(run, out="other", images=IMAGES, targets=shapes()[1], **TINY_PRIOR)
+    assert len(generate(done.run, 1)) == 1

@@ -59,7 +59,7 @@ def test_completions_keep_the_known_codes_and_differ_in_the_others(trained: Path
     assert not torch.equal(other.codes[0], done.codes[0])
 
 
-def test_pixels_that_are_not_kept_are_not_looked_at(trained: Path) -> None:
+def test_pixels_that_are_not_kept_change_nothing(trained: Path) -> None:
     image, hidden = IMAGES[0], IMAGES[0].copy()
     hidden[:, 4:] = 255 - hidden[:, 4:]
     assert all(

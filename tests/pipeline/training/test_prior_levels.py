@@ -9,6 +9,7 @@ import torch
 
 from pipeline import CheckpointError, UsageError, generate, load, train_prior, train_vqvae
 from pipeline.runs.saved import PriorRun, read_config
+from pipeline.runs.validation import read_validation
 from pipeline.training.launch import resume_command
 from pipeline.training.trainer import Trainer
 from tests.pipeline.training.test_training import PowerCutError, assert_same_files, interrupting
@@ -109,6 +110,20 @@ def test_finished_levels_are_extended_where_there_is_something_left(tmp_path: Pa
     with pytest.raises(UsageError, match=r"--steps 6 is less than the 9 steps that .*prior/0"):
         train_prior(run, steps=6, **given)
     assert train_prior(run, steps=11, **given).steps == 22
+
+
+def test_levels_that_go_on_alone_keep_their_numbers(tmp_path: Path) -> None:
+    """Once, of three levels the second and third were reported as the first and second."""
+    stage1 = {**TINY_VQVAE, "levels": 3, "level_kind": "residual"}
+    train_vqvae(out=tmp_path / "run", images=IMAGES, targets=TARGETS, **stage1)
+    given: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "force": True}
+    train_prior(tmp_path / "run", **given, **{**TINY_PRIOR, "steps": 4})
+    train_prior(tmp_path / "run", level=0, steps=6, resume="auto", **given)
+    done = train_prior(tmp_path / "run", steps=6, resume="auto", **given)
+    reached = [read_validation(tmp_path / "run" / "prior" / str(level)).metrics.values for level in range(3)]
+    assert done.validation.levels == ({}, reached[1], reached[2]) and done.steps == 12
+    assert "nats/1 " in done.validation.brief() and "bits_per_image/2 " in done.validation.brief()
+    assert "nats/0" not in done.validation.brief()
 
 
 def test_the_command_that_goes_on_names_the_level_where_others_were_not_begun(tmp_path: Path) -> None:
