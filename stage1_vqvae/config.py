@@ -208,6 +208,9 @@ class VQVAEConfig:
         """Number of levels of each channel of fsq, largest first; () if there are none.
 
         They multiply to num_codes: as few factors as possible, each of 8 at most, the smallest as large as possible.
+
+        >>> VQVAEConfig(bottleneck="fsq", num_codes=1000).fsq_levels
+        (8, 5, 5, 5)
         """
         return max(_factors(self.num_codes, 8), key=lambda found: (-len(found), found[::-1]), default=())
 

@@ -77,7 +77,11 @@ def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
 
 
 def is_due(times: int, step: int, total_steps: int) -> bool:
-    """Whether something done `times` times over a run, evenly and the last time at its end, is due after a step."""
+    """Whether something done `times` times over a run, evenly and the last time at its end, is due after a step.
+
+    >>> [step for step in range(1, 11) if is_due(3, step, total_steps=10)]
+    [4, 7, 10]
+    """
     return (step * times) // total_steps > ((step - 1) * times) // total_steps
 
 

@@ -105,7 +105,13 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def label_by_folder(names: tuple[str, ...]) -> Labelling | None:
-    """One class for each folder below the last one that holds everything; None for a flat or mixed layout."""
+    """One class for each folder below the last one that holds everything; None for a flat or mixed layout.
+
+    >>> label_by_folder(("photos/cat/1.png", "photos/dog/2.png", "photos/cat/3.png"))
+    Labelling(labels=(0, 1, 0), class_names=('cat', 'dog'))
+    >>> label_by_folder(("photos/1.png", "photos/dog/2.png")) is None
+    True
+    """
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     common = _common_length(folders)
     if any(len(folder) == common for folder in folders):

@@ -34,7 +34,13 @@ class Metrics:
     levels: tuple[dict[str, float], ...] = ()
 
     def named(self) -> dict[str, float]:
-        """All of them by name; of several levels names end in the level's number, such as perplexity/1."""
+        """All of them by name; of several levels names end in the level's number.
+
+        >>> Metrics({"nmse": 0.1}, ({"perplexity": 9.0},)).named()
+        {'nmse': 0.1, 'perplexity': 9.0}
+        >>> Metrics({"nmse": 0.1}, ({"perplexity": 9.0}, {"perplexity": 7.0})).named()
+        {'nmse': 0.1, 'perplexity/0': 9.0, 'perplexity/1': 7.0}
+        """
         return self.values | {
             f"{name}/{level}" if len(self.levels) > 1 else name: value
             for level, values in enumerate(self.levels)

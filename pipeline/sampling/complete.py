@@ -122,7 +122,11 @@ def _as_array(given: np.ndarray | Tensor) -> np.ndarray:
 
 
 def kept_side(keep: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Pixels of a side, such as top:0.5, the upper half. Raises UsageError."""
+    """Pixels of a side, such as top:0.5, the upper half. Raises UsageError.
+
+    >>> kept_side("left:0.67", (2, 3)).tolist()
+    [[True, True, False], [True, True, False]]
+    """
     side, _, number = keep.partition(":")
     try:
         fraction = float(number)

@@ -63,6 +63,12 @@ def check_label(label: Label, config: PriorRun) -> None:
 def class_numbers(label: int | str | Sequence[int | str], names: tuple[str, ...]) -> list[int]:
     """Classes by name or number: one, several, a text of several between commas, or `balanced` for all.
 
+    >>> names = ("cat", "dog", "bird")
+    >>> class_numbers("dog", names), class_numbers(2, names), class_numbers("bird, cat", names)
+    ([1], [2], [2, 0])
+    >>> class_numbers("balanced", names)
+    [0, 1, 2]
+
     Raises UsageError with all that do not exist.
     """
     if label == BALANCED and BALANCED not in names:

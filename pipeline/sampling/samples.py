@@ -170,7 +170,11 @@ def remove_partial(folder: Path, file_format: Format) -> None:
 
 
 def missing_parts(written: Sequence[range], n: int, size: int) -> list[range]:
-    """What is missing of images 0 to n - 1, in parts of `size` images at most; finished parts stay as they are."""
+    """What is missing of images 0 to n - 1, in parts of `size` images at most; finished parts stay as they are.
+
+    >>> missing_parts([range(2, 4)], n=9, size=3)
+    [range(0, 2), range(4, 7), range(7, 9)]
+    """
     ends = [0, *(part.stop for part in written)]
     starts = [*(part.start for part in written), n]
     gaps = [range(end, min(start, n)) for end, start in zip(ends, starts, strict=True)]
