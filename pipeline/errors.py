@@ -46,6 +46,12 @@ class InterruptedRunError(GenError):
         self.exit_code = 128 + signal_number
 
 
+class FolderInUseError(UsageError):
+    """A folder that another command is writing into."""
+
+    exit_code = 7
+
+
 @contextmanager
 def stage_errors_as_usage() -> Iterator[None]:
     """Turn a stage's own errors into UsageError, so that `except GenError` catches all that a caller can cause."""

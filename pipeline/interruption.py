@@ -1,28 +1,33 @@
-"""Ctrl-C and SIGTERM while a command works: finish the step, save, and stop on every process at the same step."""
+"""Ctrl-C, SIGTERM and a lost terminal: finish the step, save, and stop on every process at the same step."""
 
 import signal
 import threading
+import time
 from contextlib import ExitStack
 from types import FrameType, TracebackType
 
 import torch
 from accelerate import Accelerator
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LAUNCHERS_SECONDS = 2.0  # within which launchers send SIGTERM once more, which is no person's impatience
 _AGREED_EVERY = 10  # steps between two exchanges with the other processes
 
 
 class Interruption:
-    """While it is entered, a first signal is noted as `signal_number` (0: none yet), and a second one acts at once."""
+    """While it is entered, a first signal is noted as `signal_number` (0: none yet), and a second one acts at once; but
+    for a SIGTERM that follows another at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self.signal_number = 0
+        self._noted = 0.0
         self._previous = ExitStack()  # brings the handlers of before back
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # signals are delivered to no other
-            for number in _SIGNALS:
+            # A command behind nohup, or in the background of a shell, is to ignore some of them.
+            for number in (one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN):
                 self._previous.callback(signal.signal, number, signal.signal(number, self._note))
         return self
 
@@ -41,5 +46,8 @@ class Interruption:
         return int(self._accelerator.gather(mine).max())
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.signal_number = number
-        self._previous.close()
+        if self.signal_number == 0:
+            self.signal_number, self._noted = number, time.monotonic()
+        elif number != signal.SIGTERM or time.monotonic() - self._noted > _LAUNCHERS_SECONDS:
+            self._previous.close()
+            signal.raise_signal(number)

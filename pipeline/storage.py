@@ -89,7 +89,10 @@ def verify(folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} holds no finished model (no {MANIFEST})")
     manifest = folder / MANIFEST
-    for name, expected in validated(manifest, read_json(manifest), dict[str, _File]).items():
+    files = validated(manifest, read_json(manifest), dict[str, _File])
+    if not files:
+        raise CheckpointError(f"{manifest} lists no files; copy the folder again, or resume from a checkpoint")
+    for name, expected in files.items():
         path = folder / Path(name).name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; copy the folder again, or resume from a checkpoint")
@@ -138,7 +141,12 @@ def validated(path: Path, content: JsonObject, kind: type[T]) -> T:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, readable as the umask says (the library would make it private)."""
-    save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, path, dict(metadata or {}))
+    contents = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    try:
+        save_file(contents, path, dict(metadata or {}))
+    except SafetensorError as error:  # it hides the system's error, which most often is a full disk
+        size = sum(value.nbytes for value in contents.values())
+        raise OSError(None, f"{size:,} bytes of tensors could not be written ({error})", str(path)) from error
     path.chmod(0o666 & ~_umask())
 
 

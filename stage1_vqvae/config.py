@@ -27,7 +27,7 @@ _OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class VQVAEConfig:
     """The architecture of a VQ-VAE and the rules of its codebook.
 

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 _ATTENTION = ("attention_every", "attention_heads")
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class PriorConfig:
     """The architecture of a prior over one level of codes.
 

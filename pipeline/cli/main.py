@@ -35,7 +35,7 @@ class _Group(click.Group):
                 raise
             if context.params["debug"]:
                 traceback.print_exc()
-            click.echo(f"gen: error: {message}", err=True)
+            click.echo(f"gen: {'error: ' if exit_code else ''}{message}", err=True)
             sys.exit(exit_code)
 
 
@@ -43,6 +43,8 @@ def _fault(error: Exception, command: str) -> tuple[str, int]:
     """What to say of an error that a person can mend, and the exit code; nothing of any other."""
     if isinstance(error, GenError):
         return str(error), error.exit_code
+    if isinstance(error, BrokenPipeError):  # whoever reads the output has seen enough
+        return "the reader of the output has gone", 128 + signal.SIGPIPE
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 6
     # Also torch's own: of a GPU, and of the CPU's allocator, which has no kind of its own.

@@ -14,7 +14,7 @@ NAMED = ("mnist", "fashion-mnist", "cifar10")  # torchvision's, each with an off
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class DataConfig:
     """Which images, and how they are made alike."""
 
@@ -59,7 +59,9 @@ class DataConfig:
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        problems = []
+        named = {"data": self.data, "test-data": self.test_data}
+        empty = [name for name, value in named.items() if value is not None and not value.strip()]
+        problems = [f"--{name} is empty; name a folder, a .zip or a data set" for name in empty]
         if self.image_size is not None and (not _SIZE.fullmatch(self.image_size) or 0 in self.size()):
             problems.append(f"--image-size takes a number of pixels or HEIGHTxWIDTH; got {self.image_size!r}")
         if self.validation + self.test_fraction >= 1:

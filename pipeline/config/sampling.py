@@ -11,7 +11,7 @@ Format = Literal["png", "zip", "safetensors"]
 FloatPrecision = Literal["float32", "float64"]
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class SampleConfig:
     """How many images are drawn, and how the work is cut; none of it but the seed changes an image."""
 
@@ -27,7 +27,7 @@ class SampleConfig:
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class FileConfig:
     """How images are written."""
 
@@ -36,7 +36,7 @@ class FileConfig:
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class CompleteConfig:
     """How many completions, and with how much care."""
 

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class TrainingConfig:
     """The training of one network."""
 
@@ -90,7 +90,7 @@ def evaluations_since(config: TrainingConfig, best_step: int, step: int, total_s
     return (step * config.evaluations) // total_steps - (best_step * config.evaluations) // total_steps
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class AugmentConfig:
     """What else of each image a prior learns from, so that little data goes further."""
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from pipeline import processes
-from pipeline.errors import UsageError
+from pipeline.errors import FolderInUseError
 
 _LOCK = ".lock"
 
@@ -17,8 +17,8 @@ _LOCK = ".lock"
 def locked(folder: Path, accelerator: Accelerator, prepare: Callable[[], None] = lambda: None) -> Iterator[None]:
     """While it is entered, no other command writes into this folder, which is made if it is not there.
 
-    `prepare` is done by the main process alone, once it has the lock. Raises, on every process alike, UsageError when
-    another command has the lock, and what `prepare` raises.
+    `prepare` is done by the main process alone, once it has the lock. Raises, on every process alike, FolderInUseError
+    when another command has the lock, and what `prepare` raises.
     """
     lock = FileLock(folder / _LOCK)
 
@@ -27,7 +27,7 @@ def locked(folder: Path, accelerator: Accelerator, prepare: Callable[[], None] =
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise UsageError(f"another command is writing into {folder}; wait for it, or choose --out") from error
+            raise FolderInUseError(f"another command is writing into {folder}; wait for it, or choose --out") from error
         prepare()
 
     try:

@@ -125,7 +125,7 @@ class _Drawing(NamedTuple):
 
     def run(self, accelerator: Accelerator, reporter: Reporter) -> int:
         """Draw and write what is missing, divided over the processes; return how many images that were."""
-        missing = self._missing(accelerator.num_processes)
+        missing = self._missing(accelerator)
         accelerator.wait_for_everyone()  # all have looked before any writes
         own = missing[accelerator.process_index :: accelerator.num_processes]
         with Interruption(accelerator) as interruption:
@@ -139,11 +139,13 @@ class _Drawing(NamedTuple):
             raise InterruptedRunError(message, signal_number)
         return total
 
-    def _missing(self, world_size: int) -> list[range]:
+    def _missing(self, accelerator: Accelerator) -> list[range]:
         written = written_parts(self.folder, self.format)
         images = sum(len(gap) for gap in missing_parts(written, self.config.n, self.config.n))
-        per_process = max(1, -(-images // world_size))
-        size = min(per_process, self.config.batch_size or self.sampler.batch_size(per_process))
+        per_process = max(1, -(-images // accelerator.num_processes))
+        own = min(per_process, self.config.batch_size or self.sampler.batch_size(per_process))
+        # Free memory differs: all must cut alike, or some images would be drawn twice and others never.
+        size = int(accelerator.gather(torch.tensor([own], device=accelerator.device)).min())
         return missing_parts(written, self.config.n, size)
 
     def _draw(self, parts: list[range], interruption: Interruption, reporter: Reporter) -> int:

@@ -82,8 +82,11 @@ def load_checkpoint(folder: Path, state: TrainingState) -> None:
 
 
 def discard_after(checkpoints: Path, step: int) -> list[Path]:
-    """Remove the checkpoints of steps after `step`, which a run that resumes there will do anew."""
-    later = [path for path in checkpoints.glob("*-*") if _NAME.fullmatch(path.name) and step_of(path) > step]
+    """Remove the checkpoints of steps after `step`, which a run that resumes there will do anew.
+
+    The best weights stay until better ones are saved: they may be all that is left of a damaged run.
+    """
+    later = [path for path in list_checkpoints(checkpoints) if step_of(path) > step]
     for path in later:
         shutil.rmtree(path)
     return later
@@ -113,7 +116,9 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 
 def save_best(checkpoints: Path, state: TrainingState) -> None:
-    """Keep the evaluated network of this step as the best so far."""
+    """Keep the evaluated network of this step as the best so far, in place of any other."""
+    if best_folder(checkpoints, state.record.step).exists():  # of a run that went back to an earlier step
+        shutil.rmtree(best_folder(checkpoints, state.record.step))
     with atomic_folder(best_folder(checkpoints, state.record.step)) as folder:
         save_tensors(folder / WEIGHTS, state.evaluated.get_submodule("network").state_dict())
     for old in checkpoints.glob("best-*"):

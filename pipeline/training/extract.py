@@ -29,7 +29,7 @@ from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter
 from stage1_vqvae import VQVAE, Codes
 
-BATCH = 256  # images encoded at a time
+_PIXELS = 2**22  # of images encoded at a time, 256 of them at most
 SHARD_BYTES = 2**26  # of code maps in a file, about
 
 PARTS = ("train", "validation")  # of the split; the test part is not looked at
@@ -89,7 +89,8 @@ class Encoder:
         world_size = self.accelerator.num_processes
         padded = np.resize(indices, -(-len(indices) // world_size) * world_size)  # repeats the first images to fill up
         own = padded.reshape(world_size, -1)[self.accelerator.process_index]
-        batches = [own[start : start + BATCH] for start in range(0, len(own), BATCH)]
+        size = max(1, min(256, _PIXELS // (self.network.config.height * self.network.config.width)))
+        batches = [own[start : start + size] for start in range(0, len(own), size)]
         steps = self.reporter.steps(range(len(batches)), "encode")
         parts = [self._encode(view.of(self.images.images, batches[step])) for step in steps]
         levels = join_levels(parts)

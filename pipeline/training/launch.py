@@ -189,6 +189,7 @@ def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]]) ->
             ("device", f"{device}, {accelerator.num_processes} process(es), {training.precision}"),
             ("parameters", f"{parameters:,}"),
             ("steps", steps),
+            ("learning rate", f"{training.learning_rate:g} at most, gradients clipped at {training.clip:g}"),
             ("memory", memory),
             ("folder", str(trainer.folder)),
         ]

@@ -72,12 +72,12 @@ class Log:
 def _drop_lines_after(path: Path, step: int) -> None:
     """What was logged beyond the checkpoint that a run resumes from will be logged again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of_line(line) <= step]
+        kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of_line(line) <= step]
         path.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _step_of_line(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         return math.inf  # the line that was being written when the power failed

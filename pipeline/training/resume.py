@@ -18,8 +18,18 @@ AUTO = "auto"
 BOTH_LENGTHS = "--steps and --max-minutes are two ways to say the same thing; give one of them"
 
 
+# What of a training may be another on resuming: its length, and what rescues one that diverged.
+MAY_CHANGE = ("steps", "patience", "learning_rate", "clip", "precision")
+
+
 class NothingLeftError(UsageError):
     """A finished training that was asked to go on, and for no longer than it went."""
+
+
+class DoneAlreadyError(NothingLeftError):
+    """A finished training that was asked to go on as it was begun: nothing is wrong."""
+
+    exit_code = 0
 
 
 def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Options) -> Saved | None:
@@ -37,7 +47,7 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Opti
             f"{folder} already holds {held}; go on with --resume auto (--steps extends it), or choose another --out"
         )
     saved = read_config(folder, kind, IN_PROGRESS)
-    free = ["steps", "patience", "data", "memory_gib"]
+    free = [*MAY_CHANGE, "data", "memory_gib"]
     free += ["max_minutes"] if saved.training.steps is None else []  # they are not steps yet
     differing: list[str] = contradictions(options, saved_options(saved), free)
     if differing:
@@ -60,9 +70,11 @@ def check_free(folder: Path, resume: str | None) -> None:
 
 
 def _extended(folder: Path, saved: Saved, options: Options) -> TrainingConfig:
-    """How long the run shall go on: as it was begun, or longer. Raises UsageError, NothingLeftError."""
+    """The training as it was begun, but for what may change. Raises UsageError, NothingLeftError."""
     begun = saved.training
-    asked = {name: options[name] for name in ("steps", "patience") if options.get(name) is not None}
+    asked = {name: options[name] for name in MAY_CHANGE if options.get(name) is not None}
+    if asked.get("precision") == "auto":  # it was resolved when the run began
+        del asked["precision"]
     (wanted,) = build({**flatten(begun), **asked}, TrainingConfig)
     finished = is_finished(folder)
     if wanted.steps is not None and wanted.steps < (begun.steps or 0):
@@ -74,14 +86,14 @@ def _extended(folder: Path, saved: Saved, options: Options) -> TrainingConfig:
 
 
 def _check_something_left(folder: Path, wanted: TrainingConfig, published: TrainingConfig) -> None:
-    """Raise NothingLeftError where the finished model is already what is wanted."""
+    """Raise DoneAlreadyError where the finished model is already what is wanted."""
     planned, done = published.steps or 0, read_validation(folder).steps_done
     if (wanted.steps or planned) <= done:
-        raise NothingLeftError(
+        raise DoneAlreadyError(
             f"{folder} has done its {done} steps; to train it further, pass --steps of more than {done}"
         )
     if done < planned and (wanted.steps, wanted.patience) == (published.steps, published.patience):
-        raise NothingLeftError(
+        raise DoneAlreadyError(
             f"{folder} stopped early, after {done} of {planned} steps; to train it further, pass --patience 0"
         )
 
@@ -94,6 +106,11 @@ def checkpoint_to_resume(folder: Path, resume: str | None, reporter: Reporter) -
         verify(Path(resume))
         return Path(resume)
     checkpoint, complaints = newest_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None and is_finished(folder):
+        raise UsageError(
+            f"{folder} holds a finished model and no checkpoint to go on from, so it is left as it is; train a new run "
+            "with another --out"
+        )
     for complaint in complaints:
         reporter.say(f"skipped: {complaint}")
     where = "from the start: there is no checkpoint yet" if checkpoint is None else f"from {checkpoint}"

@@ -219,8 +219,7 @@ class Trainer(Generic[Batch, ReportedT]):
         self.reporter.say(f"step {record.step:,}, validation: {result.brief()}")
         if record.best is None or metric is None or result.values[metric] < record.best.values[metric]:
             record.best, record.best_step = result, record.step
-            if self.accelerator.is_main_process:
-                save_best(self.checkpoints, self.state)
+            processes.on_main(self.accelerator, lambda: save_best(self.checkpoints, self.state))
         self.show_preview()
 
     def show_preview(self) -> None:
@@ -231,9 +230,8 @@ class Trainer(Generic[Batch, ReportedT]):
             self.state.evaluated.train()
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            save_checkpoint(self.checkpoints, self.state, self.config.keep)
-        self.accelerator.wait_for_everyone()
+        keep = self.config.keep
+        processes.on_main(self.accelerator, lambda: save_checkpoint(self.checkpoints, self.state, keep))
 
     def _batch_indices(self, step: int) -> BatchIndices:
         return batch_indices(self.config.seed, step, self.config.batch_size, self.data.population)

@@ -129,3 +129,18 @@ def test_codes_are_stored_in_the_smallest_type_that_holds_them() -> None:
     assert code_dtype(VQVAEConfig(num_codes=2**15 + 1)) == torch.int32
     assert code_dtype(VQVAEConfig(bottleneck="none")) == torch.float32
     assert torch.tensor(2**15 - 1, dtype=torch.int16).item() == 2**15 - 1
+
+
+def test_a_manifest_of_nothing_or_of_wrong_types_is_no_manifest(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "folder")
+    for content, message in (("{}", "lists no files"), ('{"a.safetensors": 3}', "is not a file of this kind")):
+        (folder / "manifest.json").write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            verify(folder)
+
+
+def test_tensors_that_do_not_fit_on_the_disk_are_a_fault_of_the_system(tmp_path: Path) -> None:
+    """safetensors has a kind of error of its own for a full disk, which no caller would take for one."""
+    with pytest.raises(OSError, match="400 bytes of tensors could not be written") as caught:
+        save_tensors(tmp_path / "no" / "such" / "folder.safetensors", {"x": torch.arange(100.0)})
+    assert caught.value.filename.endswith("folder.safetensors")

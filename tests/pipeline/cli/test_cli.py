@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from PIL import Image
 
 from pipeline import generate
@@ -301,6 +302,45 @@ def test_a_saved_configuration_is_read_and_a_run_extended(tmp_path: Path) -> Non
     assert first["model"] == second["model"] and second["training"]["steps"] == 2
     assert "2 done" in succeeds("train-vqvae", "--out", "second", "--resume", "auto", "--steps", 4)
     assert json.loads(Path("second/vqvae/config.json").read_text())["training"]["steps"] == 4
+
+
+def test_resuming_what_is_done_is_no_fault(tmp_path: Path) -> None:
+    """Once it exited with 2, so that a loop around it never ended."""
+    succeeds("train-vqvae", *TINY, "--out", "run")
+    assert "run/vqvae has done its 3 steps" in succeeds("train-vqvae", "--out", "run", "--resume", "auto")
+    assert "--steps 2 is less than the 3" in fails(2, "train-vqvae", "--out", "run", "--resume", "auto", "--steps", 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["sample", "run", "--guidance", "inf"], "--guidance"),
+        (["sample", "run", "--temperature", "nan"], "--temperature"),
+        (["train-vqvae", "--learning-rate", "inf"], "--learning-rate"),
+        (["train-vqvae", "--max-minutes", "nan"], "--max-minutes"),
+        (["train-vqvae", "--commitment", "inf"], "--commitment"),
+    ],
+)
+def test_numbers_are_finite(arguments: Sequence[str], flag: str) -> None:
+    assert f"{flag}: input should be a finite number" in fails(2, *arguments)
+
+
+def test_no_data_is_not_the_current_folder() -> None:
+    assert "--data is empty; name a folder" in fails(2, "train-vqvae", "--data", "")
+
+
+def test_a_folder_in_use_has_an_exit_code_of_its_own(trained: Path) -> None:
+    Path("new").mkdir()
+    with FileLock("new/.lock"):
+        assert "another command is writing into new" in fails(7, "sample", trained, "--n", 1, "--out", "new")
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("pipeline.cli.doctor.report", gone)
+    assert "the reader of the output has gone" in fails(141, "doctor")
 
 
 @pytest.mark.parametrize("command", ["sample", "info"])

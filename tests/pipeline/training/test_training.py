@@ -447,6 +447,54 @@ def test_a_prior_on_a_copied_stage1_can_be_resumed_as_advised(tmp_path: Path, tr
     assert load(tmp_path / "other").priors
 
 
+def test_a_finished_run_without_checkpoints_is_not_trained_over(tmp_path: Path) -> None:
+    """Once, deleting checkpoints/ and resuming trained from scratch over the finished model."""
+    stage = stage1(tmp_path / "run", steps=6)
+    weights = (stage / "model.safetensors").read_bytes()
+    shutil.rmtree(stage / "checkpoints")
+    with pytest.raises(
+        UsageError, match=r"holds a finished model and no checkpoint to go on from, so it is left as it is"
+    ):
+        stage1(tmp_path / "run", steps=12, resume="auto")
+    assert (stage / "model.safetensors").read_bytes() == weights
+    load(tmp_path / "run")
+
+
+def test_what_rescues_a_run_that_diverged_may_change_on_resuming(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "run", reporter=interrupting(5))
+    stage = stage1(tmp_path / "run", resume="auto", learning_rate=1e-4, clip=0.5, precision="bfloat16")
+    saved = json.loads((stage / "config.json").read_text())["training"]
+    assert (saved["learning_rate"], saved["clip"], saved["precision"]) == (1e-4, 0.5, "bfloat16")
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+    assert max(rate for step, rate in rates.items() if step <= 5) > 1e-4
+    assert max(rate for step, rate in rates.items() if step > 5) <= 1e-4
+
+
+def test_a_damaged_newest_checkpoint_does_not_cost_the_best_weights(tmp_path: Path) -> None:
+    """Once, falling back a step removed the best weights that lay ahead of it."""
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "run", evaluations=12, reporter=interrupting(7))
+    checkpoints = tmp_path / "run" / "vqvae" / "checkpoints"
+    [best] = checkpoints.glob("best-*")
+    (last_checkpoint(tmp_path / "run" / "vqvae") / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "run", evaluations=12, resume="auto", reporter=interrupting(6))
+    assert best.is_dir() and last_checkpoint(tmp_path / "run" / "vqvae").name == "step-000000006"
+    whole, mended = stage1(tmp_path / "whole", evaluations=12), stage1(tmp_path / "run", evaluations=12, resume="auto")
+    assert_same_files(whole, mended)
+
+
+def test_a_bad_byte_in_the_log_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "run", reporter=interrupting(7))
+    log = tmp_path / "run" / "vqvae" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes() + b'\xff\xfe\x00{"step": null}\n[1]\n')
+    stage1(tmp_path / "run", resume="auto")
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == 12
+
+
 def test_minutes_that_are_too_few_are_refused_with_the_reason(tmp_path: Path) -> None:
     message = r"--max-minutes leaves 0\.0 s for training.* evaluations of .*a step takes"
     with pytest.raises(UsageError, match=message) as refused:
