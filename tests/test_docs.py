@@ -88,21 +88,22 @@ def test_the_commands_shown_exist_with_their_flags(page: Path) -> None:
 def test_the_flags_named_exist(page: Path) -> None:
     flags = {f for c in main.commands.values() for p in c.params if isinstance(p, click.Option) for f in p.opts}
     named = set(re.findall(r"`(--[a-z][a-z-]+)", page.read_text()))
-    of_others = {"--cpu", "--debug"}
+    of_others = {"--cpu", "--debug", "--help"}
     assert named <= flags | of_others, f"{page.name}: {named - flags - of_others}"
 
 
 def test_the_commands_of_readme_run(photos: Path) -> None:
     """As they stand, but for small networks and pictures and few steps."""
     run = [line for line in commands(README) if "--max-minutes" in line or line[:1] == ["sample"]]
-    assert [line[0] for line in run[-4:]] == ["sample", "train-vqvae", "train-prior", "sample"]
-    for line in run[-3:]:
+    assert [line[0] for line in run[-4:]] == ["train-vqvae", "train-prior", "sample", "sample"]
+    for line in run[-4:]:
         if "--max-minutes" in line:
             start = line.index("--max-minutes")
             line[start : start + 2] = TINY if line[0] == "train-vqvae" else [*TINY_PRIOR_FLAGS, "--force"]
         done = CliRunner().invoke(main, ["16" if word == "64" else word for word in line])
         assert done.exit_code == 0, done.output
-    assert len(list(Path("runs/photos/samples/seed-0").glob("0*.png"))) == 16
+    for folder in ("seed-0", "seed-0-balanced"):
+        assert len(list(Path("runs/photos/samples", folder).glob("0*.png"))) == 16
 
 
 def anchors(page: Path) -> set[str]:

@@ -19,7 +19,7 @@ from pipeline.cli.flags import (
 from pipeline.cli.inputs import images_like, images_of_paths
 from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.data.pictures import COLUMNS, interleaved
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.evaluation.score import score, surprise_shown
 from pipeline.reporting import Reporter, reporter_for_command, table
 from pipeline.runs.saved import codes_in_words, images_in_words
@@ -45,14 +45,22 @@ def reconstruct_command(
     """Show images (files, folders or .zips) above what their codes keep of them."""
     check_out_is_new_picture(out)
     model = loaded(run, "vqvae", device)
-    originals = images_of_paths(model.vqvae.config, paths)[0][:_MOST_SHOWN]
+    if levels is not None and levels > model.vqvae.config.model.levels:
+        raise UsageError(
+            f"--levels {levels}: the codes of {model.run.folder.path} have {model.vqvae.config.model.levels}"
+        )
+    everything = images_of_paths(model.vqvae.config, paths)[0]
+    originals = everything[:_MOST_SHOWN]
     _announce(reporter_for_command(quiet), model, f"reconstruct {len(originals)} images")
     restored = model.reconstruct(originals, levels)
     columns = min(COLUMNS, len(originals))
     save_grid(out, interleaved(originals.numpy(), restored.numpy(), columns), columns)
     error = max(1e-12, float((originals.double() - restored.double()).div(255).square().mean()))
     psnr = -10 * math.log10(error)
-    say_result(f"wrote {out}: {len(originals)} images, each above its reconstruction; PSNR {psnr:.2f} dB")
+    those = (
+        f"the first {len(originals)} of {len(everything):,}" if len(everything) > _MOST_SHOWN else f"{len(originals)}"
+    )
+    say_result(f"wrote {out}: {those} images, each above its reconstruction; PSNR {psnr:.2f} dB")
 
 
 @click.command("score")
@@ -72,7 +80,7 @@ def score_command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Say which images (files, folders or .zips) are unusual: bits of their codes under the prior, the most first.
+    """Say how many bits the prior needs for the codes of images (files, folders or .zips), the most unusual first.
 
     The picture shows the most unusual ones above where they surprise. What stage 1 does not keep of an image is not
     seen: compare with `gen reconstruct`.
@@ -117,7 +125,8 @@ def encode_command(data: str, run: Path | None, device: str | None, out: Path, q
     maps = CodeMaps(tuple(level.to(dtype) for level in codes), labels)
     save_codes(out, maps, {"codes_sha256": model.vqvae.codes_sha256, "fingerprint": images.fingerprint})
     sizes = " + ".join(f"{level.shape[-2]} x {level.shape[-1]}" for level in maps.levels)
-    say_result(f"wrote {out}: {len(maps):,} code maps, {sizes}; back to images: gen decode {out} --out DIR")
+    back = f"gen decode {out} --run {model.run.folder.path} --out DIR"
+    say_result(f"wrote {out}: {len(maps):,} code maps, {sizes}; back to images: {back}")
 
 
 @click.command("decode")

@@ -9,7 +9,7 @@ import torch
 
 from pipeline import processes
 from pipeline.cli import images, runs, sample, train
-from pipeline.errors import GenError
+from pipeline.errors import GenError, InterruptedRunError
 
 _LESS_MEMORY = {
     "train-vqvae": "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less",
@@ -35,7 +35,8 @@ class _Group(click.Group):
                 raise
             if context.params["debug"]:
                 traceback.print_exc()
-            click.echo(f"gen: {'error: ' if exit_code else ''}{message}", err=True)
+            as_asked = exit_code == 0 or isinstance(error, InterruptedRunError)
+            click.echo(f"gen: {'' if as_asked else 'error: '}{message}", err=True)
             sys.exit(exit_code)
 
 

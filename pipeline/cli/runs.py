@@ -15,7 +15,8 @@ from pipeline.runs.loading import LoadedVQVAE, load_prior, load_vqvae
 from pipeline.runs.opening import open_run
 from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
-from pipeline.training.checkpoint import list_checkpoints
+from pipeline.training.checkpoint import list_checkpoints, step_of
+from pipeline.training.launch import resume_command
 
 
 @click.command("info")
@@ -65,8 +66,9 @@ def _unfinished(folder: RunFolder, stage: Path) -> list[tuple[str, str]]:
     """What there is of a stage that has been begun; nothing of one that has not."""
     if not stage.exists():
         return []
-    checkpoints = len(list_checkpoints(stage / CHECKPOINTS))
-    return [(str(stage.relative_to(folder.path)), f"unfinished, {checkpoints} checkpoints")]
+    checkpoints = list_checkpoints(stage / CHECKPOINTS)
+    saved = f"saved after step {step_of(checkpoints[-1]):,}" if checkpoints else "nothing saved yet"
+    return [(str(stage.relative_to(folder.path)), f"unfinished, {saved}; go on with `{resume_command(stage)}`")]
 
 
 @click.command("doctor")

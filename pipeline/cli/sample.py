@@ -32,6 +32,7 @@ from pipeline.reporting import reporter_for_command, table
 from pipeline.runs.saved import codes_in_words, images_in_words
 from pipeline.sampling.complete import complete
 from pipeline.sampling.generate import generate_files
+from pipeline.sampling.labels import class_numbers
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.samples import GRID
 from stage2_prior import SamplingOptions
@@ -46,7 +47,9 @@ from stage2_prior import SamplingOptions
     help="Classes to draw, in turn, by name or number [default: in the data's proportions].",
 )
 @device_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED, and the classes asked for]."
+)
 @quiet_option
 @flags(SampleConfig, SamplingOptions, FileConfig)
 def sample_command(
@@ -64,12 +67,15 @@ def sample_command(
     reporter.say(_task(model, config, sampling, files, label))
     done = generate_files(model, label=label, out=out, reporter=reporter, **options)
     there = done.n - done.new
-    wrote = f"wrote {done.new:,} images into" if done.new else "nothing was left to draw for"
-    say_result(f"{wrote} {done.folder}{f', where {there:,} were already' if there else ''}; see {done.folder / GRID}")
+    wrote = f"wrote {done.new:,} images into {done.folder}{f', where {there:,} were already' if there else ''}"
+    whole = f"{done.folder} already holds all {done.n:,} images"
+    say_result(f"{wrote if done.new else whole}; see {done.folder / GRID}")
 
 
 def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: FileConfig, label: str | None) -> str:
     vqvae, names = model.vqvae.config.model, model.priors[0].config.class_names if model.priors else ()
+    asked = label and ", ".join(names[number] for number in class_numbers(label, names)) + ", in turn"
+    classes = asked if names and asked else f"{len(names)} as in the training data" if names else "none"
     sharpened = ", ".join(f"{name} {value}" for name, value in asdict(sampling).items() if value is not None)
     return table(
         [
@@ -78,7 +84,7 @@ def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: 
             ("device", str(model.device)),
             ("codes", codes_in_words(vqvae)),
             ("images", images_in_words(vqvae)),
-            ("classes", "none" if not names else label or f"{len(names)} as in the training data"),
+            ("classes", classes),
         ]
     )
 
@@ -88,7 +94,12 @@ def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: 
 @run_option
 @click.option("--keep", metavar="SIDE:FRACTION", help="The part that stands: top:0.5, or of bottom, left, right.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Or a picture, white where the image stands.")
-@click.option("--class", "label", metavar="CLASS,...", help="What the image shows [default: drawn by what is kept].")
+@click.option(
+    "--class",
+    "label",
+    metavar="CLASS,...",
+    help="Class of the image [default: drawn at random, in favour of those that fit the kept part].",
+)
 @device_option
 @click.option("--out", type=click.Path(path_type=Path), default="completions.png", show_default=True)
 @flags(CompleteConfig, SamplingOptions)

@@ -11,10 +11,12 @@ from pipeline.config.arguments import CompareArguments, PriorArguments, VQVAEArg
 from pipeline.config.data import DataConfig
 from pipeline.config.presets import PRESETS, PresetName
 from pipeline.config.training import AugmentConfig, TrainingConfig
+from pipeline.errors import UsageError
 from pipeline.evaluation.compare import DEFAULT, compare, markdown
 from pipeline.reporting import reporter_for_command
 from pipeline.runs.layout import RunFolder
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, VQVAERun, read_config
+from pipeline.training.levels import check_codebook
 from pipeline.training.stage1 import default_folder, train_vqvae
 from pipeline.training.stage2 import train_prior
 from stage1_vqvae import VQVAEConfig
@@ -69,6 +71,11 @@ def train_vqvae_command(
     sampled = model.bottleneck in SAMPLED_FROM_NORMAL
     after = f"train-prior {done.run}" if model.is_discrete else f"sample {done.run}" if sampled else f"info {done.run}"
     say_result(f"wrote {done.run / 'vqvae'} (validation: {done.validation.brief()}); next: gen {after}")
+    if model.is_discrete:
+        try:
+            check_codebook(RunFolder(done.run), model, done.validation)
+        except UsageError as warning:
+            click.echo(f"gen: warning: {warning}", err=True)
 
 
 @click.command("train-prior")

@@ -1,5 +1,6 @@
 """Options are written once, as fields of frozen dataclasses; here they are gathered, checked and compared."""
 
+import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
@@ -51,7 +52,8 @@ def build(options: Options, /, *configs: type[A], derived: Options | None = None
     Raises UsageError with all that is wrong in any of them, unknown options included.
     """
     built: list[A] = []
-    problems = [f"unknown option {name!r}" for name in options if name not in option_names(*configs)]
+    known = option_names(*configs)
+    problems = [f"unknown option {name!r}{_suggestion(name, known)}" for name in options if name not in known]
     values = {**options, **(derived or {})}
     for config in configs:
         own = {name: value for name, value in values.items() if name in all_fields(config)}
@@ -62,6 +64,11 @@ def build(options: Options, /, *configs: type[A], derived: Options | None = None
     if problems:
         raise UsageError("\n".join(problems))
     return tuple(built)
+
+
+def _suggestion(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def flatten(*configs: object) -> OptionDict:

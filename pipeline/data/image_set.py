@@ -152,8 +152,8 @@ def _labelled(source: Source, config: DataConfig, array: np.ndarray, bad: dict[i
     if bad and (config.on_bad_image == "error" or len(bad) == len(source.names)):
         listed = "\n".join(f"  {line}" for line in skipped[:_LISTED])
         raise DataError(
-            f"{len(bad)} of {len(source.names)} images in {config.data} cannot be read; mend or remove them "
-            f"(a training goes on without them with --on-bad-image skip):\n{listed}"
+            f"{len(bad)} of {len(source.names)} images in {config.data} cannot be read. Repair or delete "
+            f"them; a training skips unreadable images with --on-bad-image skip:\n{listed}"
         )
     good = np.delete(np.arange(len(source.names)), list(bad))
     labelling = label_by_folder(tuple(source.names[i] for i in good)) if config.labels else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from pipeline.config.data import EMBEDDED, NAMED
 from pipeline.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -39,7 +40,10 @@ class Labelling:
 def open_source(path: Path) -> Source:
     """A folder, a .zip or one image as a source. Raises DataError when there is no such path, or no image in it."""
     if not path.exists():
-        raise DataError(f"no such file or folder: {path}; name a folder of images, a .zip of one, or a data set")
+        raise DataError(
+            f"no such file or folder: {path}; name a folder of images, a .zip of one, or a data set "
+            f"({', '.join((EMBEDDED, *NAMED))})"
+        )
     source = _open_folder(path) if path.is_dir() else _open_file(path)
     if not source.names:
         raise DataError(f"no images under {path}; looked for {', '.join(sorted(SUFFIXES))}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import CheckpointError, GenError, UsageError
-from pipeline.runs.layout import RUNS, WEIGHTS, RunFolder, is_finished
+from pipeline.runs.layout import IN_PROGRESS, RUNS, WEIGHTS, RunFolder, is_finished
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, PriorRun, VQVAERun, read_config
 from pipeline.storage import verify
 
@@ -32,6 +32,10 @@ class Run:
             raise CheckpointError(
                 f"{path} has no finished prior of level {', '.join(missing)}, of {model.levels} levels; "
                 f"train them with `gen train-prior {path} --resume auto`"
+            )
+        if missing and (self.folder.prior(0) / IN_PROGRESS).exists():
+            raise CheckpointError(
+                f"the prior of {path} is unfinished; go on with `gen train-prior {path} --resume auto`"
             )
         if missing:
             raise CheckpointError(f"{path} has no finished prior; train one with `gen train-prior {path}`")
@@ -99,8 +103,10 @@ def _parse(folder: RunFolder, needed: Needed) -> Run:
     if not folder.path.is_dir():
         raise CheckpointError(f"there is no run folder {folder.path}")
     if not is_finished(folder.vqvae):
-        begun = "stage 1 is unfinished" if folder.contains_run() else "it is no run folder, or its training never began"
-        raise CheckpointError(f"{folder.path} has no finished stage 1: {begun}")
+        if folder.contains_run():
+            command = f"gen train-vqvae --out {folder.path} --resume auto"
+            raise CheckpointError(f"stage 1 of {folder.path} is unfinished; go on with `{command}`")
+        raise CheckpointError(f"{folder.path} is no run folder: no training has begun in it")
     vqvae = read_config(folder.vqvae, VQVAERun)
     stages = [folder.prior(level) for level in range(vqvae.model.levels)] if needed != "vqvae" else []
     return Run(folder, vqvae, tuple(read_config(s, PriorRun) if is_finished(s) else None for s in stages))

@@ -122,7 +122,9 @@ def _write_zip(folder: Path, part: range, samples: Samples) -> None:
         for index, image in zip(part, samples.to_pil(), strict=True):
             content = io.BytesIO()
             image.save(content, format="png")
-            archive.writestr(picture_name(index), content.getvalue())
+            archive.writestr(
+                zipfile.ZipInfo(picture_name(index)), content.getvalue()
+            )  # of no date: equal runs, equal files
 
 
 def _write_safetensors(folder: Path, part: range, samples: Samples) -> None:

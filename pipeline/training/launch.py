@@ -183,10 +183,12 @@ def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]]) ->
     parameters = sum(p.numel() for p in trainer.module.parameters())
     memory = f"about {expected_memory(trainer) / 2**20:,.0f} MiB per process, without data and libraries"
     steps = f"{training.steps:,} of {training.batch_size} images" + (f", {done:,} done" if done else "")
+    steps += f", estimated to take {training.max_minutes:.3g} minutes in all" if training.max_minutes else ""
+    count = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
     return table(
         [
             *facts,
-            ("device", f"{device}, {accelerator.num_processes} process(es), {training.precision}"),
+            ("device", f"{device}, {count}, {training.precision}"),
             ("parameters", f"{parameters:,}"),
             ("steps", steps),
             ("learning rate", f"{training.learning_rate:g} at most, gradients clipped at {training.clip:g}"),

@@ -42,10 +42,10 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Opti
             raise CheckpointError(f"{folder} holds no run to resume")
         return None
     if resume is None:
-        held = "a finished model" if is_finished(folder) else "an unfinished run"
-        raise UsageError(
-            f"{folder} already holds {held}; go on with --resume auto (--steps extends it), or choose another --out"
-        )
+        finished = is_finished(folder)
+        held = "a finished model" if finished else "an unfinished run"
+        go_on = "train it further with --resume auto --steps MORE" if finished else "go on with --resume auto"
+        raise UsageError(f"{folder} already holds {held}; {go_on}, or choose another --out")
     saved = read_config(folder, kind, IN_PROGRESS)
     free = [*MAY_CHANGE, "data", "memory_gib"]
     free += ["max_minutes"] if saved.training.steps is None else []  # they are not steps yet

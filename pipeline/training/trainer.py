@@ -121,7 +121,8 @@ class Trainer(Generic[Batch, ReportedT]):
         log = Log(self.accelerator, self.reporter, self.folder, self.config, record)
         with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
             last = record.step if self._is_overfit() else record.total_steps
-            for step in self.reporter.steps(range(record.step, last), self.folder.name):
+            name = f"prior/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
+            for step in self.reporter.steps(range(record.step, last), name):
                 log.add(self.train_step(step).metrics)
                 record.step = step + 1
                 if is_due(LOGGED_LINES, record.step, record.total_steps):

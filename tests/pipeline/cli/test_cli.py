@@ -110,6 +110,11 @@ def test_other_shapes_train_sample_and_reconstruct(
     assert size_of(run / "samples/seed-0-odd/000001.png") == (width, height)
     output = succeeds("reconstruct", data / "odd", data / "even" / "0.png", "--run", run)
     assert "7 images, each above its reconstruction; PSNR" in output
+    many = pictures(tmp_path / "many", (16, 16), "L", n=66)
+    assert "the first 64 of 66 images" in succeeds("reconstruct", many, "--run", run, "--out", "many.png")
+    assert "--levels 2: the codes of" in fails(
+        2, "reconstruct", many, "--run", run, "--levels", 2, "--out", "levels.png"
+    )
     assert size_of("reconstructions.png") == (7 * (width + 2) + 2, 2 * (height + 2) + 2)
 
 
@@ -188,7 +193,7 @@ def test_a_prior_refuses_a_vqvae_that_it_was_not_trained_on(tmp_path: Path, trai
         (3, ["encode", "broken", "--run", "run"], "cannot be read"),
         (4, ["decode", "nowhere", "--run", "run", "--out", "x"], "nowhere is missing"),
         (4, ["info", "nowhere"], "no run folder nowhere"),
-        (4, ["info", "images"], "images has no finished stage 1: it is no run folder"),
+        (4, ["info", "images"], "images is no run folder: no training has begun in it"),
     ],
 )
 def test_faults_are_named_in_a_line_or_two_with_an_exit_code(
@@ -371,9 +376,14 @@ def test_every_command_about_a_run_takes_the_flag() -> None:
 def test_a_run_that_is_unfinished_is_described_as_far_as_it_is(tmp_path: Path, trained: Path) -> None:
     shutil.copytree(trained, "run")
     Path("run/vqvae/manifest.json").unlink()
-    assert re.search(r"vqvae +unfinished, 2 checkpoints", succeeds("info", "run"))
-    message = fails(4, "sample", "run")
-    assert "run has no finished stage 1: stage 1 is unfinished" in message
+    advice = "go on with `gen train-vqvae --out run --resume auto`"
+    assert re.search(rf"vqvae +unfinished, saved after step 12; {advice}", succeeds("info", "run"))
+    assert f"stage 1 of run is unfinished; {advice}" in fails(4, "sample", "run")
+    shutil.rmtree("run")
+    shutil.copytree(trained, "run")
+    Path("run/prior/0/manifest.json").unlink()
+    assert "prior of run is unfinished; go on with `gen train-prior run --resume auto`" in fails(4, "sample", "run")
+    assert "saved after step 12; go on with `gen train-prior run --resume auto`" in succeeds("info", "run")
 
 
 def test_a_test_part_that_does_not_exist_is_named_before_any_training(tmp_path: Path) -> None:
