@@ -26,8 +26,9 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # signals are delivered to no other
-            # A command behind nohup, or in the background of a shell, is to ignore some of them.
-            for number in (one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN):
+            # A command behind nohup is to ignore a lost terminal. Ctrl-C is asked for by whoever sends it.
+            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            for number in _SIGNALS[:-1] if nohup else _SIGNALS:
                 self._previous.callback(signal.signal, number, signal.signal(number, self._note))
         return self
 

@@ -14,6 +14,18 @@ def accelerator() -> Iterator[Accelerator]:
     yield Accelerator(cpu=True)
 
 
+@pytest.fixture(autouse=True)
+def _usual_handlers() -> Iterator[None]:
+    """Those of a program in a terminal, also where the tests themselves run behind nohup or in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_first_signal_is_noted_and_handlers_come_back(accelerator: Accelerator, number: signal.Signals) -> None:
     before = signal.getsignal(number)
