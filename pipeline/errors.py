@@ -46,6 +46,12 @@ class InterruptedRunError(GenError):
         self.exit_code = 128 + signal_number
 
 
+class ResourceError(GenError):
+    """More memory or disk than there is."""
+
+    exit_code = 6
+
+
 class FolderInUseError(UsageError):
     """A folder that another command is writing into."""
 

@@ -5,14 +5,11 @@ the seed and the image's index.
 """
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -20,6 +17,7 @@ from torch import Tensor
 from pipeline.data.code_maps import code_dtype
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.randomness import Purpose, stream
+from pipeline.resources import free_memory
 from pipeline.runs.loading import LoadedPrior, LoadedVQVAE
 from pipeline.runs.opening import check_latents
 from pipeline.sampling.labels import Label, check_label, in_words, labels_of
@@ -132,7 +130,7 @@ class CodeSampler(Sampler):
         """As the free memory allows, 256 at most."""
         one, two = (sum(stepper.memory() for stepper in self._make_steppers(n)) for n in (1, 2))
         bytes_per_image = two - one + _IMAGE_COPIES * self.vqvae.config.model.values
-        free = _free_bytes(self.vqvae.network.data_variance.device) // _MEMORY_FRACTION
+        free = free_memory(self.vqvae.network.data_variance.device) // _MEMORY_FRACTION
         return max(1, min(wanted, MOST_AT_A_TIME, free // bytes_per_image))
 
     @property
@@ -155,13 +153,3 @@ class CodeSampler(Sampler):
     @stage_errors_as_usage()
     def _make_steppers(self, n: int) -> list[Stepper]:
         return [stepper_of(prior.network, n, self.options.guidance) for prior in self.priors]
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():  # a container's, else "max"
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
