@@ -91,6 +91,12 @@ class VQVAETask(nn.Module):
         return [*self.network.levels.bottlenecks.parameters(), *scales]
 
     @property
+    def updated(self) -> list[Tensor]:
+        """The tensors that `update` may change: all state of the bottlenecks."""
+        bottlenecks = self.network.levels.bottlenecks
+        return [*bottlenecks.buffers(), *bottlenecks.parameters()]
+
+    @property
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Parameters that are trained against all others; none without a discriminator."""
         return [] if self.discriminator is None else list(self.discriminator.parameters())

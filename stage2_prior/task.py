@@ -64,6 +64,11 @@ class PriorTask(nn.Module):
         return []
 
     @property
+    def updated(self) -> list[Tensor]:
+        """None: `update` changes no tensor."""
+        return []
+
+    @property
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """None: there is no discriminator."""
         return []

@@ -26,6 +26,7 @@ from pipeline.storage import (
     write_json,
     write_manifest,
 )
+from pipeline.training.optimization import AdamW
 
 _OPTIMIZER, _AVERAGE, STEP_RECORD = "optimizer.safetensors", "average.safetensors", "step.json"
 _NAME = re.compile(r"(step|best)-\d+")
@@ -39,6 +40,8 @@ class StepRecord:
     step: int = 0
     best: Metrics | None = None
     best_step: int = 0
+    skipped: int = 0  # steps that changed nothing, since their gradient was no number
+    skipped_in_a_row: int = 0  # of these the latest, up to `step`
 
 
 @dataclass
@@ -46,7 +49,7 @@ class TrainingState:
     """All that a training changes. `task` is a Task, whose part `network` is what is published."""
 
     task: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     average: AveragedModel | None
     record: StepRecord
 
@@ -77,6 +80,7 @@ def load_checkpoint(folder: Path, state: TrainingState) -> None:
     _load_optimizer(state.task, state.optimizer, load_tensors(folder / _OPTIMIZER))
     saved = validated(folder / STEP_RECORD, read_json(folder / STEP_RECORD), StepRecord)
     state.record.step = saved.step
+    state.record.skipped, state.record.skipped_in_a_row = saved.skipped, saved.skipped_in_a_row
     if best_folder(folder.parent, saved.best_step).exists():  # else a later best has replaced it
         state.record.best, state.record.best_step = saved.best, saved.best_step
 

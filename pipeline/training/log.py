@@ -16,6 +16,9 @@ from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, METRICS
 from pipeline.training.checkpoint import StepRecord
 
+SKIPPED = "skipped"  # a metric of a step: whether it changed nothing, since its loss or gradient was no number
+MOST_SKIPPED = 5  # steps in a row, after which a training stops
+
 
 class Log:
     """Means over the steps since the last line, written to metrics.jsonl, the bar and the tracker."""
@@ -35,29 +38,49 @@ class Log:
         self.pending.append(metrics)
 
     def write(self) -> None:
-        """Write the means, if there are any new ones.
+        """Write the means over the steps that counted, if there are any new ones, and how many did not.
 
-        Raises DivergedError, on every process alike, when the loss or the gradient was no number on any of them: called
-        before every evaluation and checkpoint, so that neither is ever of lost weights.
+        Raises DivergedError, on every process alike, when the latest steps did not count: they were skipped, since
+        their gradient was no number, and the weights are probably lost.
         """
         if not self.pending:
             return
         seconds = time.perf_counter() - self.since
-        stacked = {name: torch.stack([m[name] for m in self.pending]).float().mean() for name in self.pending[0]}
-        means = {name: float(self.accelerator.reduce(value, "mean")) for name, value in stacked.items()}
-        step = self.record.step
-        if not math.isfinite(means["loss"] + means["gradient_norm"]):
-            raise DivergedError(
-                f"the loss is {means['loss']}, the gradient {means['gradient_norm']} near step {step}; try a smaller "
-                f"--learning-rate (it is {self.config.learning_rate}) or --precision float32; checkpoints are in "
-                f"{self.path.parent / CHECKPOINTS}"
+        values = {name: torch.stack([metrics[name] for metrics in self.pending]) for name in self.pending[0]}
+        skipped = values.pop(SKIPPED)
+        self._count(skipped.tolist())
+        means = {}
+        if not skipped.all():
+            stacked = {name: value[~skipped].float().mean() for name, value in values.items()}
+            means = {name: float(self.accelerator.reduce(value, "mean")) for name, value in stacked.items()}
+            self.reporter.show(
+                {"loss": means["loss"], "images/s": len(self.pending) * self.config.batch_size / seconds}
             )
-        means["images_per_second"] = len(self.pending) * self.config.batch_size / seconds
-        means["learning_rate"] = learning_rate(self.config, step - 1, self.record.total_steps)
-        self.line(means)
-        self.reporter.show({"loss": means["loss"], "images/s": means["images_per_second"]})
+        self.line(
+            {
+                **means,
+                "images_per_second": len(self.pending) * self.config.batch_size / seconds,
+                "learning_rate": learning_rate(self.config, self.record.step - 1, self.record.total_steps),
+                "skipped_steps": int(skipped.sum()),
+            }
+        )
         self.pending.clear()
         self.since = time.perf_counter()
+
+    def _count(self, skipped: list[bool]) -> None:
+        """Count skipped steps, say so, and stop where too many follow each other."""
+        record, step = self.record, self.record.step
+        for one in skipped:
+            record.skipped, record.skipped_in_a_row = record.skipped + one, (record.skipped_in_a_row + 1) * one
+        if record.skipped_in_a_row >= MOST_SKIPPED:
+            raise DivergedError(
+                f"the loss or its gradient was no number in the last {record.skipped_in_a_row} steps up to step "
+                f"{step}, which were skipped; go on from a checkpoint in {self.path.parent / CHECKPOINTS} with "
+                f"--resume and a smaller --learning-rate (it is {self.config.learning_rate}) or --precision float32, "
+                "or start anew"
+            )
+        if any(skipped):
+            self.reporter.say(f"step {step:,}: skipped {sum(skipped):,} steps whose gradient was no number")
 
     def line(self, values: Mapping[str, float]) -> None:
         """Append a line, and send it to the tracker."""

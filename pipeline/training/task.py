@@ -59,7 +59,7 @@ class Task(Protocol[Batch_contra, ReportedT]):
     """A network with its loss, its updates and its evaluation; also an nn.Module, whose `forward` runs under DDP.
 
     `network` alone is published. `progress` is step / total steps. The lowest value of `selection_metric` is the best;
-    where it is None the latest weights are kept.
+    where it is None the latest weights are kept. `updated` are the tensors that `update` changes.
     """
 
     @property
@@ -68,6 +68,8 @@ class Task(Protocol[Batch_contra, ReportedT]):
     def selection_metric(self) -> str | None: ...
     @property
     def no_weight_decay(self) -> Sequence[nn.Parameter]: ...
+    @property
+    def updated(self) -> Sequence[Tensor]: ...
     @property
     def discriminator_parameters(self) -> Sequence[nn.Parameter]: ...
     def forward(self, batch: Batch_contra, progress: float) -> TaskOutput[ReportedT]: ...

@@ -5,18 +5,21 @@ codebook's choices all follow from these, whatever the number of processes and w
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeAlias, cast
+from typing import Generic, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline import processes
 from pipeline.config.training import TrainingConfig, evaluations_since, is_due, learning_rate
+from pipeline.errors import DivergedError
 from pipeline.interruption import Interruption
 from pipeline.randomness import BatchIndices, Purpose, batch_indices, generator, number
 from pipeline.reporting import Reporter
@@ -30,10 +33,17 @@ from pipeline.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from pipeline.training.log import Log
+from pipeline.training.interval import SaveInterval
+from pipeline.training.log import SKIPPED, Log
+from pipeline.training.optimization import (
+    clear_moments,
+    clip_gradients,
+    make_optimizer,
+    move_average,
+    take_step,
+    unchanged_unless,
+)
 from pipeline.training.task import Batch, ReportedT, Task, TaskOutput, TrainingData
-
-_Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 LOGGED_LINES = 200  # lines of metrics.jsonl over a run, about
 POOLED_BATCHES = 4  # batches that a task may initialise itself from
@@ -70,21 +80,11 @@ class Trainer(Generic[Batch, ReportedT]):
         assert isinstance(self.task, nn.Module)
         self.module: nn.Module = self.task.to(self.device).to(memory_format=torch.channels_last)
         decay = self.config.average_decay
-        average = AveragedModel(self.module, multi_avg_fn=_warmed_up(decay)) if decay else None
+        average = AveragedModel(self.module) if decay else None
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.module)
         record = StepRecord(self.config.steps or 0)
-        self.state = TrainingState(self.module, self._optimizer(), average, record)
+        self.state = TrainingState(self.module, make_optimizer(self.task, self.module, self.config), average, record)
         self.checkpoints = self.folder / CHECKPOINTS
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        parameters = list(self.module.parameters())
-        spared = {id(p) for p in parameters if p.ndim < 2} | {id(p) for p in self.task.no_weight_decay}
-        decayed = [p for p in parameters if id(p) not in spared]
-        groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, betas=(0.9, self.config.beta2), fused=True)
 
     def start(self) -> None:
         """Let the task fit itself to a few batches, and give every process the same result.
@@ -119,6 +119,7 @@ class Trainer(Generic[Batch, ReportedT]):
         """Train to the end, or until a signal, after which the state is saved. Raises DivergedError."""
         record = self.state.record
         log = Log(self.accelerator, self.reporter, self.folder, self.config, record)
+        interval = SaveInterval(self.accelerator, record.step)
         with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
             last = record.step if self._is_overfit() else record.total_steps
             name = f"prior/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
@@ -131,9 +132,12 @@ class Trainer(Generic[Batch, ReportedT]):
                     log.write()
                     self._evaluate_and_keep(log)
                 signal_number, early = interruption.agreed(record.step), self._is_overfit()
-                if signal_number or early or is_due(self.config.checkpoints, record.step, record.total_steps):
+                due = is_due(self.config.checkpoints, record.step, record.total_steps) or interval.is_due(record.step)
+                if signal_number or early or due:
                     log.write()
-                    self._save()
+                    if signal_number or not record.skipped_in_a_row:  # else these weights may be lost already
+                        self._save()
+                        interval.last = record.step
                 if signal_number or early:
                     return Ended(signal_number, early)
         return Ended(0, self._is_overfit())
@@ -147,29 +151,32 @@ class Trainer(Generic[Batch, ReportedT]):
         return since >= patience and is_due(self.config.evaluations, record.step, record.total_steps)
 
     def train_step(self, step: int) -> StepResult[ReportedT]:
-        """One step over the whole batch: forward and backward by micro-batches, optimizer, update, average."""
-        progress = step / self.state.record.total_steps
-        result = self._accumulate(step, progress)
-        norm = self._clip()
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step, self.state.record.total_steps)
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad()
-        noise = generator(self.config.seed, Purpose.CODEBOOK, step + 1, device=self.device)
-        for reset in self.task.update(self._over_processes(result.statistics), progress, noise):
-            clear_moments(self.state.optimizer, reset.parameter, reset.rows)
-        if self.state.average is not None:
-            self.state.average.update_parameters(self.module)
-        # The norm is kept as a metric: it is the first to tell that the weights are about to be lost.
-        return StepResult({**result.metrics, "gradient_norm": norm}, result.statistics)
+        """One step over the whole batch: forward and backward by micro-batches, optimizer, update, average.
 
-    def _clip(self) -> Tensor:
-        """Clip the gradient, and the discriminator's by itself: neither may throttle the other. Returns the norm."""
-        discriminator = self.task.discriminator_parameters
-        theirs = {id(parameter) for parameter in discriminator}
-        torch.nn.utils.clip_grad_norm_(discriminator, self.config.clip)
-        own = [parameter for parameter in self.module.parameters() if id(parameter) not in theirs]
-        return torch.nn.utils.clip_grad_norm_(own, self.config.clip)
+        A step whose loss or gradient is no number changes nothing of all this.
+        """
+        state, progress = self.state, step / self.state.record.total_steps
+        result = self._accumulate(step, progress)
+        norm = clip_gradients(self.task, self.module, self.config.clip)
+        counts = self._counts(norm, result.metrics["loss"])
+        take_step(state.optimizer, learning_rate(self.config, step, state.record.total_steps), counts)
+        noise = generator(self.config.seed, Purpose.CODEBOOK, step + 1, device=self.device)
+        statistics = self._over_processes(result.statistics)
+        with unchanged_unless(counts, self.task.updated):
+            resets = self.task.update(statistics, progress, noise)
+        for reset in resets:
+            clear_moments(state.optimizer, reset.parameter, reset.rows & counts)
+        if state.average is not None:
+            move_average(state.average, self.module, self.config.average_decay, counts)
+        # The norm is kept as a metric: it is the first to tell that the weights are about to be lost.
+        return StepResult({**result.metrics, "gradient_norm": norm, SKIPPED: ~counts}, result.statistics)
+
+    def _counts(self, *values: Tensor) -> Bool[Tensor, ""]:
+        """Whether these are numbers on every process: a step that anywhere has none counts nowhere."""
+        strange = ~torch.stack(values).isfinite().all()
+        if self.accelerator.num_processes > 1:
+            strange = self.accelerator.reduce(strange.float(), "sum") > 0
+        return ~strange
 
     def _accumulate(self, step: int, progress: float) -> StepResult[ReportedT]:
         """Gradients of the mean loss over this process's micro-batches (DDP takes the mean over processes)."""
@@ -216,6 +223,11 @@ class Trainer(Generic[Batch, ReportedT]):
 
     def _evaluate_and_keep(self, log: Log) -> None:
         result, record, metric = self.evaluate(), self.state.record, self.task.selection_metric
+        if not all(math.isfinite(value) for value in result.named().values()):
+            raise DivergedError(
+                f"the evaluation after step {record.step} gave {result.brief()}; go on from an earlier checkpoint with "
+                f"--resume auto and a smaller --learning-rate (it is {self.config.learning_rate})"
+            )
         log.line({f"validation_{name}": value for name, value in result.named().items()})
         self.reporter.say(f"step {record.step:,}, validation: {result.brief()}")
         if record.best is None or metric is None or result.values[metric] < record.best.values[metric]:
@@ -249,24 +261,6 @@ class Trainer(Generic[Batch, ReportedT]):
 def _add_up(parts: Sequence[ReportedT]) -> ReportedT:
     sums = torch.stack([part.sums for part in parts]).sum(0)
     return parts[0]._replace(sums=sums, samples=torch.cat([part.samples for part in parts]))
-
-
-def clear_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
-    """Clear the optimizer's moments for replaced rows of a parameter."""
-    for name, value in optimizer.state[parameter].items():
-        if name != "step":
-            value.masked_fill_(rows.reshape(-1, *[1] * (value.ndim - 1)), 0)
-
-
-def _warmed_up(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """A moving average whose decay grows from 2/11 to `decay`, so that the first weights are soon forgotten."""
-
-    @torch.no_grad()
-    def update(averages: _Tensors, currents: _Tensors, num_averaged: Tensor | int) -> None:
-        count = int(num_averaged)
-        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + count) / (10 + count)))
-
-    return update
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def nearest_codes(vectors: Float[Tensor, "n dim"], codebook: Float[Tensor, "code
     scores = vectors.new_empty(min(block, vectors.shape[0]), columns.shape[1])  # one for all blocks
     for part, result in zip(torch.split(vectors, block), torch.split(nearest, block), strict=True):
         result.copy_(_best(torch.addmm(bias, part, columns, out=scores[: part.shape[0]])))
-    return nearest
+    return nearest.clamp_(max=codebook.shape[0] - 1)  # of infinite vectors even the padding may be the nearest
 
 
 def _block_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """One and two processes do the same; a launch that would go wrong silently is refused."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pipeline import UsageError, generate, generate_files, train_vqvae
 from pipeline.runs.validation import read_validation
 from pipeline.storage import load_tensors
 from pipeline.training.checkpoint import list_checkpoints
-from tests.pipeline.worker import KINDS, STAGE_1_KINDS, work
+from tests.pipeline.worker import KINDS, SKIPPED, STAGE_1_KINDS, work
 from tests.tiny import TINY_VQVAE, shapes
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 STAGES = [(kind, stage) for kind in KINDS for stage in ("vqvae", "prior/0")]
-STAGES += [("levels", "prior/1"), *((kind, "vqvae") for kind in STAGE_1_KINDS)]
+STAGES += [("levels", "prior/1"), *((kind, "vqvae") for kind in (*STAGE_1_KINDS, SKIPPED))]
 
 
 @pytest.mark.parametrize(("kind", "stage"), STAGES)
@@ -63,6 +64,13 @@ def test_one_and_two_processes_measure_the_same(one_and_two: tuple[Path, Path], 
     one, two = (read_validation(folder / kind / stage) for folder in one_and_two)
     assert (one.step, one.steps_done) == (two.step, two.steps_done)
     assert one.metrics.named() == pytest.approx(two.metrics.named(), rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_on_one_process_skips_the_step_on_all(one_and_two: tuple[Path, Path]) -> None:
+    for folder in one_and_two:
+        lines = [json.loads(line) for line in (folder / SKIPPED / "vqvae" / "metrics.jsonl").read_text().splitlines()]
+        skipped = {line["step"]: line["skipped_steps"] for line in lines if "skipped_steps" in line}
+        assert skipped == {step: int(step == 4) for step in range(1, 13)}
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

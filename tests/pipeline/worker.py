@@ -4,14 +4,20 @@ accelerate launch ... -m tests.pipeline.worker FOLDER
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from pipeline import generate, generate_files, processes, train_prior, train_vqvae
+from pipeline.randomness import Purpose, number
 from pipeline.storage import save_tensors
-from tests.tiny import TINY_PRIOR, shapes, tiny_vqvae
+from stage1_vqvae import VQVAETask
+from stage1_vqvae.task import VQVAETaskOutput
+from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 
 PRIOR_OPTIONS: dict[str, dict[str, Any]] = {"levels": {"prior": "pixelsnail", "encodings": 2, "shift": 1}}
 KINDS: dict[str, dict[str, Any]] = {
@@ -29,6 +35,7 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
     "gaussian": {"bottleneck": "gaussian", "adversarial": True},
     "mmd": {"bottleneck": "mmd"},
 }
+SKIPPED = "skipped"  # a run of which one step is skipped
 N = 11  # not a multiple of the processes
 
 
@@ -55,6 +62,25 @@ def work(folder: Path) -> None:
     for name, choice in STAGE_1_KINDS.items():
         options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
         train_vqvae(out=folder / name, images=images, targets=targets, **options)
+    with poisoned_micro_batch(step=3, part=2):
+        train_vqvae(out=folder / SKIPPED, images=images, targets=targets, **TINY_VQVAE, micro_batches=4)
+
+
+@contextmanager
+def poisoned_micro_batch(step: int, part: int) -> Iterator[None]:
+    """The loss of one micro-batch of one step, which one process computes, is no number."""
+    forward, seed = VQVAETask.forward, number(0, Purpose.TRAINING_NOISE, step, part)
+
+    def poisoned(self: VQVAETask, images: Tensor, progress: float = 0.0) -> VQVAETaskOutput:
+        is_chosen = torch.initial_seed() == seed  # as the loop seeds the noise of each micro-batch
+        output = forward(self, images, progress)
+        return output._replace(loss=output.loss * float("nan")) if is_chosen else output
+
+    setattr(VQVAETask, "forward", poisoned)  # noqa: B010 - mypy takes it for a method's assignment
+    try:
+        yield
+    finally:
+        setattr(VQVAETask, "forward", forward)  # noqa: B010
 
 
 if __name__ == "__main__":

@@ -29,6 +29,15 @@ def test_of_equally_near_codes_the_first_is_taken() -> None:
     assert nearest_codes(torch.zeros(0, 3), codes).tolist() == []
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan"), 3e38])
+def test_vectors_that_are_no_numbers_have_codes_of_the_codebook(value: float) -> None:
+    """Such a step is skipped later; until then no code may lie beyond the codebook."""
+    vectors = torch.randn(5, 3)
+    vectors[2, 1] = value
+    codes = nearest_codes(vectors, torch.randn(12, 3))
+    assert ((codes >= 0) & (codes < 12)).all()
+
+
 def test_code_sums_are_those_of_the_one_hot_product() -> None:
     vectors, codes = torch.randn(50, 3, dtype=torch.float64), torch.randint(6, (50,))
     one_hot = np.eye(7)[codes.numpy()]
