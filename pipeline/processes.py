@@ -2,12 +2,14 @@
 
 import ctypes
 import gc
+import hashlib
 import importlib.util
 import os
 import platform
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +19,8 @@ from pipeline.config.training import Precision
 from pipeline.errors import UsageError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+T = TypeVar("T")
+
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -79,6 +83,31 @@ def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
     failed = torch.tensor(int(failure is not None), device=accelerator.device)
     if int(accelerator.reduce(failed, "sum")):
         raise failure or UsageError("the main process could not go on; its message says why")
+
+
+def alike(accelerator: Accelerator, work: Callable[[], T], identity: Callable[[T], str], what: str) -> T:
+    """Do something on every process, and go on only where all came to the same, by the words of `identity`.
+
+    Raises, on every process alike, what `work` raised there; UsageError where it failed on another process or came to
+    something else, as on a node that does not see the same files. `what` names it.
+    """
+    failure: Exception | None = None
+    found = ""
+    try:
+        result = work()
+        found = identity(result)
+    except Exception as error:  # raised below, once the others know
+        failure = error
+    if true_on_all(accelerator, failure is None):
+        digest = torch.frombuffer(bytearray(hashlib.sha256(found.encode()).digest()), dtype=torch.int64)
+        digests = accelerator.gather(digest.to(accelerator.device)).reshape(accelerator.num_processes, -1)
+        if bool((digests == digests[0]).all()):
+            return result
+        failure = UsageError(
+            f"the processes do not see the same of {what} (this is number {accelerator.process_index} of "
+            f"{accelerator.num_processes}); several machines need a file system that they share, and the same data"
+        )
+    raise failure or UsageError(f"another process could not go on with {what}; its message says why")
 
 
 def true_on_all(accelerator: Accelerator, condition: bool) -> bool:

@@ -156,6 +156,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes in a safetensors file, whose tensors are not read. Raises CheckpointError when it is damaged."""
+    with _open(path) as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+
+
 def load_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file. Raises CheckpointError when it is missing or damaged."""
     with _open(path) as file:

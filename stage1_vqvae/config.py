@@ -34,12 +34,20 @@ class VQVAEConfig:
     The three image fields come from the data; every other field is a command-line option.
     """
 
-    channels: int = Field(default=3, ge=1, description="Channels of an image.", json_schema_extra={"from_data": True})
-    height: int = Field(default=32, ge=1, description="Image height, pixels.", json_schema_extra={"from_data": True})
-    width: int = Field(default=32, ge=1, description="Image width, pixels.", json_schema_extra={"from_data": True})
-    hidden: int = Field(default=128, ge=2, description="Channels of the feature maps of encoder and decoder.")
-    residual_blocks: int = Field(default=2, ge=0, description="Residual blocks at the resolution of the codes.")
-    residual_channels: int = Field(default=32, ge=1, description="Channels inside a residual block with 3x3 kernels.")
+    channels: int = Field(
+        default=3, ge=1, le=3, description="Channels of an image.", json_schema_extra={"from_data": True}
+    )
+    height: int = Field(
+        default=32, ge=1, le=2**16, description="Image height, pixels.", json_schema_extra={"from_data": True}
+    )
+    width: int = Field(
+        default=32, ge=1, le=2**16, description="Image width, pixels.", json_schema_extra={"from_data": True}
+    )
+    hidden: int = Field(default=128, ge=2, le=2**14, description="Channels of the feature maps of encoder and decoder.")
+    residual_blocks: int = Field(default=2, ge=0, le=512, description="Residual blocks at the resolution of the codes.")
+    residual_channels: int = Field(
+        default=32, ge=1, le=2**14, description="Channels inside a residual block with 3x3 kernels."
+    )
     encoder_kernel: Literal[1, 3] = Field(
         default=1,
         description="Kernel size of the encoder at the resolution of the codes. With 1 a code describes its patch and "
@@ -58,11 +66,12 @@ class VQVAEConfig:
         "without a stage 2: gaussian (VAE), mmd (Wasserstein autoencoder), none (autoencoder).",
     )
     num_codes: int = Field(
-        default=512, ge=2, description="Codes in the codebook, K; for fsq a product of numbers from 2 to 8."
+        default=512, ge=2, le=2**24, description="Codes in the codebook, K; for fsq a product of numbers from 2 to 8."
     )
     code_dim: int = Field(
         default=8,
         ge=1,
+        le=2**14,
         description="Dimension of a code vector (4 to 16 keeps all codes in use); of a continuous bottleneck, numbers "
         "per position.",
     )

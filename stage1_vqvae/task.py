@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage1_vqvae.bottlenecks import Bottleneck, BottleneckOutput, Reset, Statistics
+from stage1_vqvae.bottlenecks.base import full_precision
 from stage1_vqvae.bottlenecks.codebook import perplexity
 from stage1_vqvae.discriminator import Discriminator, discriminator_ramp
 from stage1_vqvae.losses import Likelihood
@@ -123,7 +124,7 @@ class VQVAETask(nn.Module):
         """-ln P(images | a sample of their posterior), in full precision, as bfloat16 moves pixels by a grey level."""
         network = self.network
         shape = (network.levels.code_dim, *network.config.grids[0])
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             noise = image_noise(images, shape).to(network.data_variance)
             decoder_input = network.levels.sample(network.encoder(network.normalise(images)), noise)
             return likelihood.nats(network.decoder(decoder_input).double(), images).sum()

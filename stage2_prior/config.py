@@ -16,14 +16,23 @@ class PriorConfig:
     The fields that come from stage 1 and the data stand first; every other field is a command-line option.
     """
 
-    height: int = Field(default=8, ge=1, description="Rows of a code map.", json_schema_extra={"from_data": True})
-    width: int = Field(default=8, ge=1, description="Columns of a code map.", json_schema_extra={"from_data": True})
+    height: int = Field(
+        default=8, ge=1, le=2**15, description="Rows of a code map.", json_schema_extra={"from_data": True}
+    )
+    width: int = Field(
+        default=8, ge=1, le=2**15, description="Columns of a code map.", json_schema_extra={"from_data": True}
+    )
     num_codes: int = Field(
-        default=512, ge=2, description="Number of codes of the level, K.", json_schema_extra={"from_data": True}
+        default=512,
+        ge=2,
+        le=2**24,
+        description="Number of codes of the level, K.",
+        json_schema_extra={"from_data": True},
     )
     num_classes: int = Field(
         default=0,
         ge=0,
+        le=2**20,
         description="Number of classes to condition on; 0 for none.",
         json_schema_extra={"from_data": True},
     )
@@ -37,24 +46,31 @@ class PriorConfig:
         description="Network: pixelcnn, two stacks of gated causal convolutions; pixelsnail, gated residual blocks "
         "with causal attention.",
     )
-    hidden: int = Field(default=128, ge=1, description="Channels of every layer.")
-    layers: int = Field(default=10, ge=1, description="Number of gated layers.")
+    hidden: int = Field(default=128, ge=1, le=2**14, description="Channels of every layer.")
+    layers: int = Field(default=10, ge=1, le=512, description="Number of gated layers.")
     kernel: int = Field(
-        default=3, ge=3, description="Kernel size of the layers, odd; only the causal part of a kernel has weights."
+        default=3,
+        ge=3,
+        le=1023,
+        description="Kernel size of the layers, odd; only the causal part of a kernel has weights.",
     )
-    first_kernel: int = Field(default=7, ge=3, description="Kernel size of the first layer, odd.")
-    head: int = Field(default=256, ge=1, description="Channels between the last layer and the logits.")
+    first_kernel: int = Field(default=7, ge=3, le=1023, description="Kernel size of the first layer, odd.")
+    head: int = Field(default=256, ge=1, le=2**16, description="Channels between the last layer and the logits.")
     attention_every: int = Field(
-        default=4, ge=1, description="Gated layers per attention layer; an attention layer also follows the last one."
+        default=4,
+        ge=1,
+        le=512,
+        description="Gated layers per attention layer; an attention layer also follows the last one.",
     )
     attention_heads: int | None = Field(
         default=None,
         ge=1,
+        le=2**14,
         description="Heads; all share one set of keys and values (multi-query attention) "
         "[default: one for every 16 channels].",
     )
     condition_blocks: int = Field(
-        default=2, ge=0, description="Residual blocks of the network that reads the coarser levels."
+        default=2, ge=0, le=512, description="Residual blocks of the network that reads the coarser levels."
     )
     dropout: float = Field(
         default=0.2, ge=0, lt=1, description="Dropout rate in every layer: from 0.1 (much data) to 0.5 (little data)."

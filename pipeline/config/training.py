@@ -13,16 +13,18 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class TrainingConfig:
     """The training of one network."""
 
-    steps: int | None = Field(default=None, ge=1, description="Training steps.")
+    steps: int | None = Field(default=None, ge=1, le=10**9, description="Training steps.")
     max_minutes: float | None = Field(
         default=None,
         gt=0,
+        le=10**7,
         description="Train about this long instead: turned into a number of steps by timing the first ones.",
     )
-    batch_size: int = Field(default=128, ge=1, description="Images per step, over all processes together.")
+    batch_size: int = Field(default=128, ge=1, le=2**24, description="Images per step, over all processes together.")
     micro_batches: int | None = Field(
         default=None,
         ge=1,
+        le=2**24,
         description="Parts a batch is cut into, a multiple of the number of processes [default: one per process].",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="Largest learning rate, reached after the warm-up.")
@@ -30,7 +32,10 @@ class TrainingConfig:
         default="cosine", description="Learning rate after the warm-up: half a cosine down to zero, or constant."
     )
     warmup_steps: int = Field(
-        default=100, ge=0, description="Steps of linear warm-up of the learning rate; at most a tenth of the run."
+        default=100,
+        ge=0,
+        le=10**9,
+        description="Steps of linear warm-up of the learning rate; at most a tenth of the run.",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Weight decay of AdamW, on weights but not on biases or codebooks."
@@ -47,15 +52,16 @@ class TrainingConfig:
         default="auto",
         description="Precision of matrix products; auto is bfloat16 where the device has it in hardware.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the weights, the data's order and all noise.")
-    evaluations: int = Field(default=5, ge=1, description="Evaluations on the validation part, over the run.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the weights, the data's order and all noise.")
+    evaluations: int = Field(default=5, ge=1, le=10**6, description="Evaluations on the validation part, over the run.")
     patience: int = Field(
         default=0,
         ge=0,
+        le=10**6,
         description="Stop after this many evaluations without a better one, when the network overfits; 0: never.",
     )
-    checkpoints: int = Field(default=5, ge=1, description="Checkpoints written over the run.")
-    keep: int = Field(default=2, ge=1, description="Latest checkpoints to keep, besides the best weights.")
+    checkpoints: int = Field(default=5, ge=1, le=10**6, description="Checkpoints written over the run.")
+    keep: int = Field(default=2, ge=1, le=10**6, description="Latest checkpoints to keep, besides the best weights.")
 
     @model_validator(mode="after")
     def _micro_batches_are_equal(self) -> Self:
@@ -95,9 +101,14 @@ class AugmentConfig:
     """What else of each image a prior learns from, so that little data goes further."""
 
     encodings: int = Field(
-        default=1, ge=1, description="Encodings of an image; those after the first are of the image moved by --shift."
+        default=1,
+        ge=1,
+        le=10**4,
+        description="Encodings of an image; those after the first are of the image moved by --shift.",
     )
-    shift: int = Field(default=0, ge=0, description="Pixels at most that an image is moved by, in each direction.")
+    shift: int = Field(
+        default=0, ge=0, le=2**12, description="Pixels at most that an image is moved by, in each direction."
+    )
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

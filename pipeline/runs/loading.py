@@ -1,15 +1,18 @@
 """The networks of an opened run, ready for use, with the hashes that say what belongs together."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from pipeline.errors import CheckpointError
-from pipeline.runs.layout import WEIGHTS, RunFolder
+from pipeline.resources import check_memory
+from pipeline.runs.layout import CONFIG, WEIGHTS, RunFolder
 from pipeline.runs.opening import Run
 from pipeline.runs.saved import PriorRun, VQVAERun
-from pipeline.storage import load_strictly, tensors_sha256
+from pipeline.storage import load_strictly, tensor_shapes, tensors_sha256
 from stage1_vqvae import VQVAE
 from stage2_prior import Prior, make_prior
 
@@ -36,8 +39,7 @@ class LoadedPrior(NamedTuple):
 
 def load_vqvae(run: Run, device: torch.device) -> LoadedVQVAE:
     """Stage 1 of a run. Raises CheckpointError."""
-    network = VQVAE(run.vqvae.model)
-    load_strictly(network, run.folder.vqvae / WEIGHTS)
+    network = _filled(lambda: VQVAE(run.vqvae.model), run.folder.vqvae / WEIGHTS)
     hashes = tensors_sha256(network.code_tensors()), tensors_sha256(network.decoder_tensors())
     return LoadedVQVAE(_ready(network, device), run.vqvae, *hashes)
 
@@ -56,8 +58,7 @@ def load_priors(run: Run, codes_sha256: str, device: torch.device) -> tuple[Load
 def load_prior(folder: RunFolder, config: PriorRun, codes_sha256: str, device: torch.device) -> LoadedPrior:
     """The prior of a level. Raises CheckpointError when it was trained on codes of another meaning."""
     check_codes(folder, config, codes_sha256)
-    network = make_prior(config.model)
-    load_strictly(network, folder.prior(config.level) / WEIGHTS)
+    network = _filled(lambda: make_prior(config.model), folder.prior(config.level) / WEIGHTS)
     sha256 = tensors_sha256(network.state_dict())
     return LoadedPrior(_ready(network, device), config, sha256)
 
@@ -70,6 +71,28 @@ def check_codes(folder: RunFolder, prior: PriorRun, codes_sha256: str) -> None:
             f"{prior.codes_sha256[:12]}, this one has {codes_sha256[:12]}; train a new prior with "
             f"`gen train-prior {folder.path} --out NEW_RUN`"
         )
+
+
+def _filled(make: Callable[[], Network], path: Path) -> Network:
+    """A network with the weights of a file. Before it is built its size is known: that of the file, and there is room.
+
+    Raises CheckpointError when the file is of another network, ResourceError when it does not fit into memory.
+    """
+    with torch.device("meta"):
+        described = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    stored = tensor_shapes(path)
+    if differing := sorted(name for name in described | stored if described.get(name) != stored.get(name)):
+        name = differing[0]
+        raise CheckpointError(
+            f"{path} does not fit its {CONFIG}: {len(differing)} tensors differ, such as {name}, which is "
+            f"{stored.get(name, 'missing')} in the file and {described.get(name, 'missing')} by {CONFIG}; copy both "
+            "files again from where they came"
+        )
+    size = path.stat().st_size  # once for the file, once for the network
+    check_memory(torch.device("cpu"), 2 * size, f"loading {path}", "close other programs, or use a larger machine")
+    network = make()
+    load_strictly(network, path)
+    return network
 
 
 def _ready(network: Network, device: torch.device) -> Network:

@@ -4,17 +4,17 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from pipeline.errors import UsageError
 from pipeline.randomness import batch_indices
+from pipeline.training.memory import saved_bytes, weight_bytes
 from pipeline.training.task import Batch, ReportedT
 from pipeline.training.trainer import Trainer, own_random_numbers
 
 WARM_UP = 4
 TIMED = 16
 SPARE = 0.97  # of the time; the rest is for files, pictures and what the estimate misses
-_PROBE = 2  # images of the forward pass whose saved tensors are counted
+_PROBED = 2  # images of the forward pass whose saved tensors are counted
 
 
 def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> int:
@@ -55,25 +55,8 @@ def _seconds(trainer: Trainer[Batch, ReportedT], work: Callable[[], object]) -> 
 
 def expected_memory(trainer: Trainer[Batch, ReportedT]) -> int:
     """Bytes a process for weights, gradients, AdamW's two moments, the average, and a micro-batch's activations."""
-    parameters = sum(p.numel() * p.element_size() for p in trainer.module.parameters())
-    copies = 5 if trainer.config.average_decay else 4
     micro_batch = trainer.config.batch_size // (trainer.config.micro_batches or 1)
-    return copies * parameters + _saved_bytes(trainer) * micro_batch // _PROBE
-
-
-def _saved_bytes(trainer: Trainer[Batch, ReportedT]) -> int:
-    """Bytes that a forward pass over a few images keeps for the backward pass, weights not counted."""
-    weights = {p.data_ptr() for p in trainer.module.parameters()}
-    kept: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in weights:
-            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    batch = trainer.training_batch(batch_indices(trainer.config.seed, 0, _PROBE, trainer.data.population))
-    with own_random_numbers(trainer.device), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        with trainer.autocast():
-            output = trainer.module(batch, 0.0)
-        del output
-    return sum(kept.values())
+    batch = trainer.training_batch(batch_indices(trainer.config.seed, 0, _PROBED, trainer.data.population))
+    with own_random_numbers(trainer.device), trainer.autocast():
+        activations = saved_bytes(trainer.module, batch)
+    return weight_bytes(trainer.module, trainer.config) + activations * micro_batch // _PROBED

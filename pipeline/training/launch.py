@@ -24,6 +24,7 @@ from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
 from pipeline.training.budget import expected_memory, steps_within
 from pipeline.training.checkpoint import publish
+from pipeline.training.memory import check_training_fits
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
 from pipeline.training.task import Batch, ReportedT
 from pipeline.training.trainer import Ended, Trainer
@@ -100,6 +101,12 @@ def seeded_weights(seed: int) -> Iterator[None]:
         yield
 
 
+def check_fits(launch: Launch, settings: VQVAERun | PriorRun) -> None:
+    """Raise ResourceError, on every process alike, when a training needs more memory than there is on any of them."""
+    device = launch.accelerator.device
+    processes.alike(launch.accelerator, lambda: check_training_fits(settings, device), str, "the memory")
+
+
 def train_and_publish(
     launch: Launch,
     trainer: Trainer[Batch, ReportedT],
@@ -113,7 +120,12 @@ def train_and_publish(
     `facts` are shown at the start; `published` are files in the stage's folder that belong to its model. Raises
     DivergedError, and InterruptedRunError on a signal.
     """
-    checkpoint = checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter)
+    checkpoint = processes.alike(
+        launch.accelerator,
+        lambda: checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter),
+        str,
+        f"the checkpoints in {trainer.folder}",
+    )
     if checkpoint is None:
         trainer.start()
     else:

@@ -26,6 +26,7 @@ from pipeline.training.batches import ImageBatches
 from pipeline.training.launch import (
     Launch,
     Trained,
+    check_fits,
     check_processes,
     fit_to_processes,
     resolve_options,
@@ -66,7 +67,10 @@ def train_vqvae(
     check_left_out(checkpoint, given(again))
     run = RunFolder(stage.parent if stage else Path(out or default_folder(asked)))
     launch = Launch(asked, processes.start(log, run.vqvae), reporter or reporter_for_api(), checkpoint)
-    saved = saved_run(run.vqvae, VQVAERun, checkpoint, asked)
+    accelerator = launch.accelerator
+    saved = processes.alike(
+        accelerator, lambda: saved_run(run.vqvae, VQVAERun, checkpoint, asked), repr, f"the run in {run.path}"
+    )
     if saved:
         settings = _resumed(launch, run, saved)
         image_set = load_image_set(settings.data, images, targets, launch)
@@ -78,7 +82,9 @@ def train_vqvae(
             )
         wanted = new_options(asked, preset, config)
         test_data = wanted.data.test_data
-        test_fingerprint = None if test_data is None else test_files_fingerprint(test_data)
+        test_fingerprint = processes.alike(
+            accelerator, lambda: test_files_fingerprint(test_data) if test_data else None, str, str(test_data)
+        )
         image_set = load_image_set(wanted.data, images, targets, launch)
         settings = replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint)
     return _train(launch, run, settings, image_set)
@@ -157,6 +163,7 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
 def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageSet) -> Trained:
     seed = settings.training.seed
     parts = split(len(image_set.images), settings.data, seed)
+    check_fits(launch, settings)
     with seeded_weights(seed):
         task = VQVAETask(VQVAE(settings.model, pixel_variance(image_set.images, parts.train)))
 
@@ -206,13 +213,28 @@ def load_image_set(
     if config.data == ARRAY:
         if images is None:
             raise DataError("this run was trained on an array: pass it again, as images=... and targets=...")
-        return from_array(images, targets, (), config)
+        given_images = images
+        return processes.alike(
+            launch.accelerator,
+            lambda: from_array(given_images, targets, (), config),
+            lambda read: read.fingerprint,
+            "the images given",
+        )
     say = launch.reporter.say
     say(f"reading {config.data}")
     if config.data in (EMBEDDED, *NAMED) and Path(config.data).is_dir():
         say(f"that is the data set of this name, not the folder here, which is ./{config.data}")
-    with launch.accelerator.local_main_process_first():
-        image_set = load_images(config, shared=launch.accelerator.num_processes > 1)
+    accelerator, shared = launch.accelerator, launch.accelerator.num_processes > 1
+    # The first process of each machine decodes for its others.
+    decoded = processes.alike(
+        accelerator,
+        lambda: load_images(config, shared=shared) if accelerator.is_local_main_process else None,
+        lambda _: "",
+        config.data,
+    )
+    image_set = processes.alike(
+        accelerator, lambda: decoded or load_images(config, shared=shared), lambda read: read.fingerprint, config.data
+    )
     if image_set.skipped:
         say(f"skipped {len(image_set.skipped)} images, such as {image_set.skipped[0]}")
     if image_set.passed_over:

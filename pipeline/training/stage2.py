@@ -43,7 +43,7 @@ from pipeline.storage import atomic_folder, sha256, tensors_sha256
 from pipeline.training import previews
 from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
-from pipeline.training.launch import Launch, Trained, resume_command, seeded_weights, train_and_publish
+from pipeline.training.launch import Launch, Trained, check_fits, resume_command, seeded_weights, train_and_publish
 from pipeline.training.levels import level_of, plan_levels, save_settings
 from pipeline.training.resume import check_free, check_left_out, folder_of_checkpoint
 from pipeline.training.stage1 import check_unchanged, load_image_set
@@ -81,11 +81,18 @@ def train_prior(
     stage = folder_of_checkpoint(checkpoint)
     where = next((name for name in (run, out, level) if name is not None), None) if stage else None
     check_left_out(checkpoint, given({"--preset": preset, "--config": config, "--run, --out and --level": where}))
-    source = open_run(stage.parent.parent if stage else run, "vqvae")
-    folder = RunFolder(Path(out)) if out and not stage else source.folder
+    named = stage.parent.parent if stage else run
+    opened = processes.alike(processes.start(), lambda: open_run(named, "vqvae"), repr, f"the run {named or ''}")
+    folder = RunFolder(Path(out)) if out and not stage else opened.folder
     launch = Launch(asked, processes.start(log, folder.priors), reporter or reporter_for_api(), checkpoint)
-    plan = plan_levels(source, folder, level_of(stage) if stage else level, launch, preset, config)
-    source = _copy_stage1(source, folder, launch)
+    only = level_of(stage) if stage else level
+    plan = processes.alike(
+        launch.accelerator,
+        lambda: plan_levels(opened, folder, only, launch, preset, config),
+        repr,
+        f"the priors in {folder.priors}",
+    )
+    source = _copy_stage1(opened, folder, launch)
     _check_stage1_is_settled(folder)
     vqvae = load_vqvae(source, launch.accelerator.device)
     plan.check(folder, vqvae, launch, force)
@@ -185,6 +192,7 @@ def _train(
 ) -> Trained:
     level, stage, train, validation = settings.level, folder.prior(settings.level), maps["train"], maps["validation"]
     unigram_nats = unigram_entropy(validation.levels[level], settings.model.num_codes)
+    check_fits(launch, settings)
     with seeded_weights(settings.training.seed):
         task = PriorTask(make_prior(settings.model), unigram_nats)
 

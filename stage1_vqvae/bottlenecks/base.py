@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -45,6 +46,11 @@ class Reset(NamedTuple):
 
     parameter: nn.Parameter
     rows: Bool[Tensor, "codes"]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the precision of the operands, whatever autocast is around. (The meta device has no autocast.)"""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def at_least_float32(outputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

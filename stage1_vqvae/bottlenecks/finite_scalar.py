@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, at_least_float32
+from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, at_least_float32, full_precision
 from stage1_vqvae.config import VQVAEConfig
 
 _MARGIN = 1e-3  # beyond the outermost level, so that a finite output reaches it through tanh
@@ -37,7 +37,7 @@ class FiniteScalarQuantizer(DiscreteBottleneck):
         self.register_buffer("centre", (self.levels // 2).float(), persistent=False)
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
-        with torch.autocast(outputs.device.type, enabled=False):
+        with full_precision(outputs.device):
             bounded = self._bounded(at_least_float32(outputs))
             digits = bounded.round()
             quantized = bounded + (digits - bounded).detach()  # straight through
@@ -51,7 +51,7 @@ class FiniteScalarQuantizer(DiscreteBottleneck):
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The number whose digits are the rounded outputs."""
-        with torch.autocast(outputs.device.type, enabled=False):
+        with full_precision(outputs.device):
             return self._codes(self._bounded(at_least_float32(outputs.detach())).round())
 
     def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:

@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stage1_vqvae.bottlenecks.base import BottleneckOutput, ContinuousBottleneck, at_least_float32, warm_up
+from stage1_vqvae.bottlenecks.base import (
+    BottleneckOutput,
+    ContinuousBottleneck,
+    at_least_float32,
+    full_precision,
+    warm_up,
+)
 from stage1_vqvae.config import VQVAEConfig
 
 _LEAST, _GREATEST = -30.0, 20.0  # log variances: far beyond those of any training, and exp stays finite
@@ -37,7 +43,7 @@ class GaussianBottleneck(ContinuousBottleneck):
         self.kl_scale = config.kl_scale / config.values  # on nats per image, as the loss is a mean over pixel values
 
     def forward(self, outputs: Float[Tensor, "n twice h w"], progress: float) -> BottleneckOutput:
-        with torch.autocast(outputs.device.type, enabled=False):
+        with full_precision(outputs.device):
             mean, log_variance = _parameters(at_least_float32(outputs))
             kl = kl_to_standard_normal(mean, log_variance).sum((1, 2, 3)).mean()
             return BottleneckOutput(

@@ -20,6 +20,7 @@ from stage1_vqvae.bottlenecks.base import (
     Reset,
     Statistics,
     at_least_float32,
+    full_precision,
     warm_up,
 )
 from stage1_vqvae.bottlenecks.codebook import k_means, nearest_codes, revival, sample_vectors
@@ -55,7 +56,7 @@ class GumbelQuantizer(DiscreteBottleneck):
         self.log_precision = nn.Parameter(torch.zeros(()))
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
-        with torch.autocast(outputs.device.type, enabled=False):
+        with full_precision(outputs.device):
             return self._relax(at_least_float32(outputs), progress)
 
     def _relax(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
@@ -104,7 +105,7 @@ class GumbelQuantizer(DiscreteBottleneck):
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The most probable code."""
         n, _, height, width = outputs.shape
-        with torch.autocast(outputs.device.type, enabled=False), torch.no_grad():
+        with full_precision(outputs.device), torch.no_grad():
             vectors = rearrange(outputs.to(self.codebook.dtype), "n dim h w -> (n h w) dim")
             codes = nearest_codes(vectors, self.codebook.detach())
         return rearrange(codes, "(n h w) -> n h w", n=n, h=height, w=width)

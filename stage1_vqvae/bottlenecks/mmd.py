@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from stage1_vqvae.bottlenecks.base import BottleneckOutput
+from stage1_vqvae.bottlenecks.base import BottleneckOutput, full_precision
 from stage1_vqvae.bottlenecks.identity import IdentityBottleneck
 from stage1_vqvae.config import VQVAEConfig
 
@@ -43,7 +43,7 @@ class MMDBottleneck(IdentityBottleneck):
         self.weight = config.mmd_weight
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
-        with torch.autocast(outputs.device.type, enabled=False):
+        with full_precision(outputs.device):
             output = super().forward(outputs, progress)
             codes = rearrange(output.quantized, "n dim h w -> n (dim h w)")
             discrepancy = squared_mmd(codes, torch.randn_like(codes))

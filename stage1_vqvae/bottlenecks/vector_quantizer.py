@@ -14,7 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_vqvae.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Reset, Statistics, at_least_float32
+from stage1_vqvae.bottlenecks.base import (
+    BottleneckOutput,
+    DiscreteBottleneck,
+    Reset,
+    Statistics,
+    at_least_float32,
+    full_precision,
+)
 from stage1_vqvae.bottlenecks.codebook import code_sums, k_means, nearest_codes, revival, sample_vectors
 from stage1_vqvae.config import VQVAEConfig
 
@@ -56,7 +63,7 @@ class VectorQuantizer(DiscreteBottleneck):
         return F.normalize(vectors, dim=1) if self.config.unit_codes else vectors
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float = 0.0) -> BottleneckOutput:
-        with torch.autocast(outputs.device.type, enabled=False):
+        with full_precision(outputs.device):
             return self._quantize(at_least_float32(outputs))
 
     def _quantize(self, outputs: Float[Tensor, "n dim h w"]) -> BottleneckOutput:
@@ -80,7 +87,7 @@ class VectorQuantizer(DiscreteBottleneck):
 
     def encode(self, outputs: Float[Tensor, "n dim h w"]) -> Int[Tensor, "n h w"]:
         """The index of the nearest code at each position (equation 1)."""
-        with torch.autocast(outputs.device.type, enabled=False), torch.no_grad():
+        with full_precision(outputs.device), torch.no_grad():
             codebook = self.code_vectors()
             codes = nearest_codes(self._scaled(_as_rows(outputs).to(codebook.dtype)), codebook)
         n, _, height, width = outputs.shape
@@ -88,7 +95,7 @@ class VectorQuantizer(DiscreteBottleneck):
 
     def decode(self, codes: Int[Tensor, "n h w"]) -> Float[Tensor, "n dim h w"]:
         """The code vectors at each position."""
-        with torch.autocast(codes.device.type, enabled=False):
+        with full_precision(codes.device):
             return rearrange(F.embedding(codes, self.code_vectors()), "n h w dim -> n dim h w")
 
     def measure(self, outputs: Float[Tensor, "n dim h w"], codes: Int[Tensor, "n h w"]) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ linear projections; a position may attend to a null key besides earlier position
 to the features directly.
 """
 
+from contextlib import nullcontext
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -95,7 +97,8 @@ class CausalAttention(nn.Module):
         if keys_values.device.type == "cpu" and keys_values.dtype == torch.bfloat16:
             queries, keys_values = queries.float(), keys_values.float()
         keys, values = keys_values.chunk(2, dim=3)
-        with torch.autocast(keys_values.device.type, enabled=False):
+        kind = keys_values.device.type
+        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):  # meta has no autocast
             attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         merged = rearrange(attended, "n heads (h w) dim -> n (heads dim) h w", h=features.shape[2])
         result: Tensor = features + self.out_proj(merged)

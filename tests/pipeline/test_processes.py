@@ -109,6 +109,18 @@ def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Pat
         assert np.abs(image.astype(int) - expected[index, 0].numpy()).max() <= 1
 
 
+def test_processes_that_do_not_see_the_same_files_all_stop_and_say_so(one_and_two: tuple[Path, Path]) -> None:
+    """Once, a node without the run folder began anew while the other resumed."""
+    _, folder = one_and_two
+    for rank in range(2):
+        run, images, missing = json.loads((folder / f"disagreed-{rank}.json").read_text())
+        which = f"number {rank} of 2"
+        assert run.startswith("2 the processes do not see the same of the run in") and which in run
+        assert images.startswith("2 the processes do not see the same of the images given") and which in images
+        assert missing.startswith("3 no such file or folder" if rank == 0 else "2 another process could not go on with")
+    assert not (folder / "other").exists() and not (folder / "missing").exists()
+
+
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     images, targets = shapes()

@@ -3,6 +3,8 @@
 accelerate launch ... -m tests.pipeline.worker FOLDER
 """
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline import generate, generate_files, processes, train_prior, train_vqvae
+from pipeline import GenError, generate, generate_files, processes, train_prior, train_vqvae
 from pipeline.randomness import Purpose, number
 from pipeline.storage import save_tensors
 from stage1_vqvae import VQVAETask
@@ -83,6 +85,28 @@ def poisoned_micro_batch(step: int, part: int) -> Iterator[None]:
         setattr(VQVAETask, "forward", forward)  # noqa: B010
 
 
+def disagree(folder: Path) -> None:
+    """What each of several processes raises where they do not see the same; written into a file of its own."""
+    images, targets = shapes()
+    rank = processes.start().process_index
+    own = folder / f"node-{rank}"  # as if this were a node without a shared file system
+    if rank == 0:
+        shutil.copytree(folder / "ema", own)
+        (own / "vqvae" / "manifest.json").unlink()  # an unfinished run, on this node alone
+    said = []
+    for arguments in (
+        {"out": own, "resume": "auto", "data": "array", "images": images, "targets": targets},
+        {"out": folder / "other", "images": images[rank:], "targets": targets[rank:], **TINY_VQVAE},
+        {"out": folder / "missing", "data": str(folder / f"images-{rank}"), **TINY_VQVAE},
+    ):
+        try:
+            train_vqvae(**arguments)
+        except GenError as error:
+            said.append(f"{error.exit_code} {error}")
+    (folder / f"disagreed-{rank}.json").write_text(json.dumps(said))
+
+
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
+    disagree(Path(sys.argv[1]))
     processes.stop()

@@ -1,0 +1,106 @@
+"""How much memory a training takes, asked before it is built: on the meta device of torch tensors have shapes alone."""
+
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import ResourceError
+from pipeline.resources import check_memory, free_memory, in_words
+from pipeline.runs.saved import PriorRun, VQVAERun
+from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
+from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
+
+Model: TypeAlias = VQVAEConfig | PriorConfig
+
+_PROBED = 2  # images of the forward pass whose saved tensors are counted
+# Options that a training needs more memory for the larger they are.
+_SIZES = ("hidden", "residual_blocks", "residual_channels", "num_codes", "code_dim", "levels")
+_SIZES_OF_PRIORS = ("hidden", "layers", "kernel", "first_kernel", "head", "condition_blocks")
+
+
+def check_training_fits(settings: VQVAERun | PriorRun, device: torch.device) -> None:
+    """Raise ResourceError when a training needs more memory than is free, naming the option that needs most of it."""
+    model, training = settings.model, settings.training
+    needed = training_memory(model, training)
+    if needed <= free_memory(device):
+        return
+    lesser = _with_defaults(model, training)
+    least = min(lesser, key=lambda name: lesser[name], default="")
+    remedy = "choose a smaller --batch-size, more --micro-batches or a smaller --image-size"
+    if least and lesser[least] < 0.9 * needed:
+        remedy = f"choose a smaller {least}: with the default it would be {in_words(lesser[least])}"
+    check_memory(device, needed, "this training", remedy)
+    raise ResourceError(f"this training takes about {in_words(needed)} of memory; {remedy}")  # freed since
+
+
+def _with_defaults(model: Model, training: TrainingConfig) -> dict[str, int]:
+    """The memory with each of the larger options, one at a time, at its default."""
+    names = _SIZES if isinstance(model, VQVAEConfig) else _SIZES_OF_PRIORS
+    defaults = type(model)()
+    found = {}
+    for name in names:
+        default = getattr(defaults, name)
+        if getattr(model, name) > default:
+            try:
+                smaller = replace(model, **{name: default})
+            except ValueError:  # the others do not fit it
+                continue
+            found[f"--{name.replace('_', '-')} ({getattr(model, name):,})"] = training_memory(smaller, training)
+    usual = TrainingConfig().batch_size
+    if training.batch_size > usual:
+        fewer = replace(training, batch_size=usual, micro_batches=1)
+        found[f"--batch-size ({training.batch_size:,})"] = training_memory(model, fewer)
+    return found
+
+
+def training_memory(model: Model, training: TrainingConfig) -> int:
+    """Bytes a process for weights, gradients, AdamW's two moments, the average, and a micro-batch's activations.
+
+    In bfloat16 all activations count half, which makes it a little less than is needed.
+    """
+    with torch.device("meta"):
+        task, batch = _described(model)
+        weights = weight_bytes(task, training)
+        positions = 0 if isinstance(model, VQVAEConfig) else model.positions
+        activations = saved_bytes(task, batch, positions) // (2 if training.precision == "bfloat16" else 1)
+    micro_batch = training.batch_size // (training.micro_batches or 1)
+    return weights + activations * micro_batch // _PROBED
+
+
+def weight_bytes(task: torch.nn.Module, training: TrainingConfig) -> int:
+    """Bytes of parameters, with gradients, two moments and the average; and of buffers, with the sums of a step."""
+    parameters, buffers = (sum(tensor.nbytes for tensor in own()) for own in (task.parameters, task.buffers))
+    return (5 if training.average_decay else 4) * (parameters + buffers)
+
+
+def _described(model: Model) -> tuple[torch.nn.Module, Tensor | CodeBatch]:
+    """A task and a batch of a few images or maps, on the current device."""
+    if isinstance(model, VQVAEConfig):
+        images = torch.zeros((_PROBED, model.channels, model.height, model.width), dtype=torch.uint8)
+        return VQVAETask(VQVAE(model)), images
+    codes = torch.zeros((_PROBED, model.height, model.width), dtype=torch.int64)
+    labels = torch.zeros(_PROBED, dtype=torch.int64) if model.num_classes else None
+    return PriorTask(make_prior(model)), CodeBatch(codes, labels, [codes for _ in model.coarser])
+
+
+def saved_bytes(task: torch.nn.Module, batch: object, positions: int = 0) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights not counted.
+
+    Nor, of maps of so many `positions`, attention weights: only the kernel of the meta device keeps them.
+    """
+    weights = {parameter.untyped_storage()._cdata for parameter in task.parameters()}
+    kept: dict[int, int] = {}  # by storage
+
+    def count(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in weights and tensor.shape[-2:] != (positions, positions):
+            kept[key] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = task(batch, 0.0)
+    del output
+    return sum(kept.values())

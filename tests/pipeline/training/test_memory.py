@@ -1,0 +1,150 @@
+"""What needs more memory than there is, is refused before it is built, and the option that needs it is named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipeline.cli.main import main
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import CheckpointError, ResourceError
+from pipeline.runs.opening import open_run
+from pipeline.sampling.model import load
+from pipeline.storage import write_manifest
+from pipeline.training import memory
+from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
+from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
+
+MODELS = [
+    VQVAEConfig(),
+    VQVAEConfig(bottleneck="gumbel", adversarial=True, hidden=32),
+    VQVAEConfig(bottleneck="fsq", likelihood="discretized-logistic"),
+    VQVAEConfig(bottleneck="gaussian", likelihood="gaussian"),
+    VQVAEConfig(levels=2, codebook_rule="simvq"),
+    PriorConfig(num_classes=3),
+    PriorConfig(prior="pixelsnail", hidden=64, layers=5),
+    PriorConfig(coarser=(12,), hidden=32),
+]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_estimate_is_that_of_the_network_itself(model: VQVAEConfig | PriorConfig) -> None:
+    """Against weights and saved tensors of the real network, and of twice as many images."""
+    training = TrainingConfig(batch_size=6, micro_batches=2, average_decay=0.9, precision="float32")
+    task: torch.nn.Module
+    batch: object
+    if isinstance(model, VQVAEConfig):
+        task, batch = VQVAETask(VQVAE(model)), torch.zeros((3, 3, 32, 32), dtype=torch.uint8)
+    else:
+        task, codes = PriorTask(make_prior(model)), torch.zeros((3, 8, 8), dtype=torch.int64)
+        batch = CodeBatch(
+            codes, torch.zeros(3, dtype=torch.int64) if model.num_classes else None, [codes] * len(model.coarser)
+        )
+    weights = sum(tensor.nbytes for tensor in [*task.parameters(), *task.buffers()])
+    expected = 5 * weights + memory.saved_bytes(task, batch)
+    assert memory.training_memory(model, training) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--batch-size", "16000000", "--batch-size (16,000,000)"),
+        ("--hidden", "16384", "--hidden (16,384)"),
+        ("--num-codes", "16777216", "--num-codes (16,777,216)"),
+    ],
+)
+def test_a_training_that_does_not_fit_is_refused_by_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, named: str
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: _Memory(available=2**30))
+    before = psutil.Process().memory_info().rss
+    run = tmp_path / "run"
+    result = CliRunner().invoke(main, ["train-vqvae", "--preset", "tiny", "--out", str(run), option, value])
+    assert result.exit_code == 6
+    assert "this training takes about" in result.output and "and 1.0 GiB are free" in result.output
+    assert f"choose a smaller {named}: with the default it would be" in result.output
+    assert not run.exists()
+    assert psutil.Process().memory_info().rss - before < 2**29  # nothing of it was built
+
+
+class _Memory:
+    def __init__(self, available: int) -> None:
+        self.available = available
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--num-codes", "1000000000"],
+        ["--hidden", "1000000000"],
+        ["--residual-blocks", "100000"],
+        ["--batch-size", "1000000000"],
+        ["--seed", "99999999999999999999"],
+        ["--steps", "99999999999999999999"],
+    ],
+)
+def test_numbers_beyond_reason_are_refused_at_once(tmp_path: Path, arguments: list[str]) -> None:
+    """Once, the kernel killed the command after half a minute, or a minute passed in silence."""
+    result = CliRunner().invoke(main, ["train-vqvae", "--out", str(tmp_path / "run"), *arguments])
+    assert result.exit_code == 2
+    assert f"{arguments[0]}: input should be less than or equal to" in result.output and arguments[1] in result.output
+
+
+def test_a_prior_that_does_not_fit_is_refused_by_the_option(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: _Memory(available=2**28))
+    images = {"prior": ["--hidden", "4096"], "many": ["--layers", "100000"]}
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "prior")
+    codes = {name: CliRunner().invoke(main, ["train-prior", str(run), *extra]) for name, extra in images.items()}
+    assert codes["prior"].exit_code == 6 and "choose a smaller --hidden (4,096)" in codes["prior"].output
+    assert (
+        codes["many"].exit_code == 2 and "--layers: input should be less than or equal to 512" in codes["many"].output
+    )
+
+
+@pytest.mark.parametrize(("option", "value"), [("hidden", 16384), ("num_codes", 2**24), ("residual_blocks", 512)])
+def test_an_edited_config_is_refused_before_its_network_is_built(
+    trained: Path, tmp_path: Path, option: str, value: int
+) -> None:
+    """The file of the weights says how large the network is; a config that says otherwise builds nothing."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = run / "vqvae" / "config.json"
+    content: dict[str, Any] = json.loads(config.read_text())
+    content["model"][option] = value
+    config.write_text(json.dumps(content))
+    listed = json.loads((run / "vqvae" / "manifest.json").read_text())
+    write_manifest(run / "vqvae", list(listed))
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(
+        CheckpointError, match=r"does not fit its config\.json: \d+ tensors differ, such as .*by config"
+    ):
+        load(run)
+    assert psutil.Process().memory_info().rss - before < 2**29
+
+
+def test_a_config_of_ten_million_layers_is_refused_at_once(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = run / "prior" / "0" / "config.json"
+    config.write_text(config.read_text().replace('"layers": 3', '"layers": 10000000'))
+    with pytest.raises(
+        CheckpointError, match=r"config.json is not a file of this kind: --layers: input should be less"
+    ):
+        open_run(run, "finished")
+
+
+def test_a_model_larger_than_memory_is_not_loaded(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: _Memory(available=1000))
+    with pytest.raises(
+        ResourceError, match=r"loading .*model.safetensors takes about .* of memory, and 1000 bytes are"
+    ):
+        load(trained)
