@@ -1,8 +1,10 @@
 """The faults that a person can cause, one family of ValueErrors, each with the exit code of the command."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -56,6 +58,31 @@ class FolderInUseError(UsageError):
     """A folder that another command is writing into."""
 
     exit_code = 7
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command exits with that ends with this error."""
+    if isinstance(error, GenError):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, BrokenPipeError):  # whoever reads the output has seen enough
+        return 128 + signal.SIGPIPE
+    return 6 if isinstance(error, OSError) or is_out_of_memory(error) else 1
+
+
+def was_stopped(error: BaseException) -> bool:
+    """Whether a signal, and no fault, ended a command."""
+    return isinstance(error, InterruptedRunError | KeyboardInterrupt | SystemExit)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also by torch's own errors: of a GPU, and of the CPU's allocator, which has no kind of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 @contextmanager

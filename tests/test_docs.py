@@ -90,7 +90,7 @@ def test_the_commands_shown_exist_with_their_flags(page: Path) -> None:
 def test_the_flags_named_exist(page: Path) -> None:
     flags = {f for c in main.commands.values() for p in c.params if isinstance(p, click.Option) for f in p.opts}
     named = set(re.findall(r"`(--[a-z][a-z-]+)", page.read_text()))
-    of_others = {"--cpu", "--debug", "--help"}
+    of_others = {"--cpu", "--debug", "--help", "--requeue"}
     assert named <= flags | of_others, f"{page.name}: {named - flags - of_others}"
 
 
@@ -210,3 +210,32 @@ def test_the_launch_without_a_gpu_runs_as_it_stands(tmp_path: Path, photos: Path
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((tmp_path / "runs/photos/samples/seed-0").glob("0*.png"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "exit_code", "is_queued"),
+    [
+        ("", '{"state": "interrupted", "exit_code": 143}', 0, True),
+        ("", '{"state": "failed", "exit_code": 5}', 5, False),
+        ("", '{"state": "running", "exit_code": null}', 1, False),  # killed
+        ("", "", 1, False),
+        ('{"state": "interrupted", "exit_code": 143}', "", 1, False),  # of the job before
+    ],
+)
+def test_the_job_script_queues_again_what_a_signal_stopped_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, exit_code: int, is_queued: bool
+) -> None:
+    [script] = [block for block in blocks(ROOT / "docs" / "processes.md") if "#SBATCH" in block]
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    if before:
+        (tmp_path / "runs" / "photos" / "status.json").write_text(before)
+    writes = f"echo '{after}' > runs/photos/status.json" if after else ":"
+    for name, does in {"srun": f"{writes}; exit 1", "scontrol": "echo $* > queued"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == exit_code, done.stderr
+    assert (tmp_path / "queued").exists() == is_queued
+    assert not is_queued or (tmp_path / "queued").read_text() == "requeue 17\n"

@@ -1,15 +1,13 @@
 """The command `gen`: its commands, and what becomes of their faults."""
 
-import signal
 import sys
 import traceback
 
 import click
-import torch
 
 from pipeline import processes
-from pipeline.cli import images, runs, sample, train
-from pipeline.errors import GenError, InterruptedRunError
+from pipeline.cli import images, runs, sample, status, train
+from pipeline.errors import GenError, exit_code, is_out_of_memory, was_stopped
 
 _LESS_MEMORY = {
     "train-vqvae": "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less",
@@ -26,34 +24,33 @@ class _Group(click.Group):
         try:
             super().invoke(context)
             processes.stop()  # only now: after a fault the other processes are elsewhere, and must not be waited for
-        except KeyboardInterrupt:  # where nothing is to be saved: a training ends by itself, with InterruptedRunError
+        except KeyboardInterrupt as error:  # where nothing is to be saved: a training ends with InterruptedRunError
             click.echo("gen: stopped", err=True)
-            sys.exit(128 + signal.SIGINT)
+            sys.exit(exit_code(error))
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            message, exit_code = _fault(error, context.invoked_subcommand or "")
+            message = _fault(error, context.invoked_subcommand or "")
             if not message:
                 raise
             if context.params["debug"]:
                 traceback.print_exc()
-            as_asked = exit_code == 0 or isinstance(error, InterruptedRunError)
+            as_asked = exit_code(error) == 0 or was_stopped(error)
             click.echo(f"gen: {'' if as_asked else 'error: '}{message}", err=True)
-            sys.exit(exit_code)
+            sys.exit(exit_code(error))
 
 
-def _fault(error: Exception, command: str) -> tuple[str, int]:
-    """What to say of an error that a person can mend, and the exit code; nothing of any other."""
+def _fault(error: Exception, command: str) -> str:
+    """What to say of an error that a person can mend; nothing of any other."""
     if isinstance(error, GenError):
-        return str(error), error.exit_code
-    if isinstance(error, BrokenPipeError):  # whoever reads the output has seen enough
-        return "the reader of the output has gone", 128 + signal.SIGPIPE
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        return "the reader of the output has gone"
     if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 6
-    # Also torch's own: of a GPU, and of the CPU's allocator, which has no kind of its own.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+    if is_out_of_memory(error):
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         advice = _LESS_MEMORY.get(command, "fewer images at a time need less")
-        return f"out of memory; {advice} ({reason})", 6
-    return "", 1
+        return f"out of memory; {advice} ({reason})"
+    return ""
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -68,5 +65,5 @@ def main(debug: bool) -> None:
     processes.keep_freed_memory()
 
 
-for _command in (*train.COMMANDS, *sample.COMMANDS, *images.COMMANDS, *runs.COMMANDS):
+for _command in (*train.COMMANDS, *sample.COMMANDS, *images.COMMANDS, *runs.COMMANDS, *status.COMMANDS):
     main.add_command(_command)

@@ -17,6 +17,7 @@ CHECKPOINTS = "checkpoints"
 RECONSTRUCTIONS = "reconstructions.png"
 SAMPLES_PICTURE = "samples.png"
 CARD = "README.md"
+STATUS = "status.json"
 
 
 class RunFolder(NamedTuple):

@@ -1,7 +1,9 @@
 """Draw new images: `generate()` into memory, `generate_files()` into a folder, which is what `gen sample` calls."""
 
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +21,7 @@ from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
 from pipeline.reporting import Reporter, Silent
 from pipeline.runs.layout import RunFolder
+from pipeline.runs.status import StatusFile
 from pipeline.sampling.labels import Label
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.request import Request, sample_folder
@@ -88,12 +91,26 @@ def generate_files(
     accelerator = processes.start()
     sampler = model.sampler(seed=config.seed, label=label, options=sampling)
     folder = Path(out) if out else samples_folder(model.run.folder, config.seed, label)
-    with sample_folder(folder, _request(model, sampler, files), accelerator):
-        new = _Drawing(sampler, folder, config, files.format).run(accelerator, reporter or Silent())
+    say = reporter or Silent()
+    request = _request(model, sampler, files)
+    with sample_folder(folder, request, accelerator), _status_kept(model.run.folder, folder, accelerator, say):
+        new = _Drawing(sampler, folder, config, files.format).run(accelerator, say)
         if accelerator.is_main_process:
             codes = first_codes(folder, written_parts(folder, files.format), GRID_IMAGES)
             save_grid(folder, model.decode(codes))
     return Generated(folder, config.n, new)
+
+
+@contextmanager
+def _status_kept(run: RunFolder, folder: Path, accelerator: Accelerator, reporter: Reporter) -> Iterator[None]:
+    """Keep the run's status.json while a folder in it is filled. Images that lie elsewhere are no work on the run,
+    which may be somebody else's, or read-only."""
+    if not folder.resolve().is_relative_to(run.path.resolve()):
+        yield
+        return
+    with StatusFile(run.path, "samples", accelerator, reporter) as status:
+        status.begin("samples")
+        yield
 
 
 def samples_folder(run: RunFolder, seed: int, label: Label) -> Path:

@@ -20,6 +20,7 @@ from pipeline.reporting import Reporter, table
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import IN_PROGRESS, RunFolder
 from pipeline.runs.saved import PriorRun, VQVAERun, as_json, read_config
+from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
 from pipeline.training.budget import expected_memory, steps_within
@@ -109,6 +110,7 @@ def check_fits(launch: Launch, settings: VQVAERun | PriorRun) -> None:
 
 def train_and_publish(
     launch: Launch,
+    status: StatusFile,
     trainer: Trainer[Batch, ReportedT],
     run: RunFolder,
     settings: VQVAERun | PriorRun,
@@ -120,6 +122,8 @@ def train_and_publish(
     `facts` are shown at the start; `published` are files in the stage's folder that belong to its model. Raises
     DivergedError, and InterruptedRunError on a signal.
     """
+    name = str(trainer.folder.relative_to(run.path))
+    status.begin(name)
     checkpoint = processes.alike(
         launch.accelerator,
         lambda: checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter),
@@ -136,7 +140,11 @@ def train_and_publish(
     if launch.accelerator.is_main_process:
         write_json(trainer.folder / IN_PROGRESS, as_json(settings))
     launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
-    _report_end(trainer, trainer.run())
+    trainer.logged = status.reach
+    status.begin(name, trainer.state.record.step, trainer.state.record.total_steps)
+    ended = trainer.run()
+    status.reach(trainer.state.record.step)
+    _report_end(trainer, ended)
 
     def finish() -> None:
         publish(trainer.folder, settings, trainer.state.record, published)

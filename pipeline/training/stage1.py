@@ -21,6 +21,7 @@ from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.layout import IN_PROGRESS, RECONSTRUCTIONS, RUNS, SPLIT, RunFolder, is_finished
 from pipeline.runs.lock import locked
 from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, read_config
+from pipeline.runs.status import StatusFile
 from pipeline.training import previews
 from pipeline.training.batches import ImageBatches
 from pipeline.training.launch import (
@@ -68,26 +69,27 @@ def train_vqvae(
     run = RunFolder(stage.parent if stage else Path(out or default_folder(asked)))
     launch = Launch(asked, processes.start(log, run.vqvae), reporter or reporter_for_api(), checkpoint)
     accelerator = launch.accelerator
-    saved = processes.alike(
-        accelerator, lambda: saved_run(run.vqvae, VQVAERun, checkpoint, asked), repr, f"the run in {run.path}"
-    )
-    if saved:
-        settings = _resumed(launch, run, saved)
-        image_set = load_image_set(settings.data, images, targets, launch)
-        check_unchanged(run, saved, image_set)
-    else:
-        if checkpoint and "data" not in asked:
-            raise UsageError(
-                f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
-            )
-        wanted = new_options(asked, preset, config)
-        test_data = wanted.data.test_data
-        test_fingerprint = processes.alike(
-            accelerator, lambda: test_files_fingerprint(test_data) if test_data else None, str, str(test_data)
+    with StatusFile(run.path, "vqvae", accelerator, launch.reporter) as status:
+        saved = processes.alike(
+            accelerator, lambda: saved_run(run.vqvae, VQVAERun, checkpoint, asked), repr, f"the run in {run.path}"
         )
-        image_set = load_image_set(wanted.data, images, targets, launch)
-        settings = replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint)
-    return _train(launch, run, settings, image_set)
+        if saved:
+            settings = _resumed(launch, run, saved)
+            image_set = load_image_set(settings.data, images, targets, launch)
+            check_unchanged(run, saved, image_set)
+        else:
+            if checkpoint and "data" not in asked:
+                raise UsageError(
+                    f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
+                )
+            wanted = new_options(asked, preset, config)
+            test_data = wanted.data.test_data
+            test_fingerprint = processes.alike(
+                accelerator, lambda: test_files_fingerprint(test_data) if test_data else None, str, str(test_data)
+            )
+            image_set = load_image_set(wanted.data, images, targets, launch)
+            settings = replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint)
+        return _train(launch, status, run, settings, image_set)
 
 
 def asked_options(options: Options, images: np.ndarray | Tensor | None) -> OptionDict:
@@ -160,7 +162,7 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
     )
 
 
-def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageSet) -> Trained:
+def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERun, image_set: ImageSet) -> Trained:
     seed = settings.training.seed
     parts = split(len(image_set.images), settings.data, seed)
     check_fits(launch, settings)
@@ -186,7 +188,7 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
         check_free(run.vqvae, launch.resume)
         if launch.accelerator.is_main_process:
             save_split(run.vqvae / SPLIT, parts)
-        return train_and_publish(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
+        return train_and_publish(launch, status, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
 
 
 def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ from pipeline.runs.loading import LoadedVQVAE, load_vqvae
 from pipeline.runs.lock import locked
 from pipeline.runs.opening import Run, open_run
 from pipeline.runs.saved import PriorRun, VQVAERun, read_config
+from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import atomic_folder, sha256, tensors_sha256
 from pipeline.training import previews
@@ -86,28 +87,29 @@ def train_prior(
     folder = RunFolder(Path(out)) if out and not stage else opened.folder
     launch = Launch(asked, processes.start(log, folder.priors), reporter or reporter_for_api(), checkpoint)
     only = level_of(stage) if stage else level
-    plan = processes.alike(
-        launch.accelerator,
-        lambda: plan_levels(opened, folder, only, launch, preset, config),
-        repr,
-        f"the priors in {folder.priors}",
-    )
-    source = _copy_stage1(opened, folder, launch)
-    _check_stage1_is_settled(folder)
-    vqvae = load_vqvae(source, launch.accelerator.device)
-    plan.check(folder, vqvae, launch, force)
+    with StatusFile(folder.path, "prior", launch.accelerator, launch.reporter) as status:
+        plan = processes.alike(
+            launch.accelerator,
+            lambda: plan_levels(opened, folder, only, launch, preset, config),
+            repr,
+            f"the priors in {folder.priors}",
+        )
+        source = _copy_stage1(opened, folder, launch)
+        _check_stage1_is_settled(folder)
+        vqvae = load_vqvae(source, launch.accelerator.device)
+        plan.check(folder, vqvae, launch, force)
 
-    def read() -> ImageSet:
-        source_data = ARRAY if images is not None else data or vqvae.config.data.data
-        return load_image_set(replace(vqvae.config.data, data=source_data), images, targets, launch)
+        def read() -> ImageSet:
+            source_data = ARRAY if images is not None else data or vqvae.config.data.data
+            return load_image_set(replace(vqvae.config.data, data=source_data), images, targets, launch)
 
-    maps = _code_maps(folder, vqvae, plan.augmentation(), read, launch)
-    runs = plan.runs(vqvae, maps["train"], launch)
-    save_settings(folder, runs, launch)
-    done: dict[int, Trained] = {}
-    for settings in runs:
-        timed = replace(launch, started=time.perf_counter()) if len(runs) > 1 else launch
-        done[settings.level] = _train(timed, folder, settings, vqvae, maps)
+        maps = _code_maps(status, folder, vqvae, plan.augmentation(), read, launch)
+        runs = plan.runs(vqvae, maps["train"], launch)
+        save_settings(folder, runs, launch)
+        done: dict[int, Trained] = {}
+        for settings in runs:
+            timed = replace(launch, started=time.perf_counter()) if len(runs) > 1 else launch
+            done[settings.level] = _train(timed, status, folder, settings, vqvae, maps)
     if len(done) == 1:
         return next(iter(done.values()))
     levels = [done[level].validation.values if level in done else {} for level in range(max(done) + 1)]
@@ -144,6 +146,7 @@ def _copy_stage1(source: Run, folder: RunFolder, launch: Launch) -> Run:
 
 
 def _code_maps(
+    status: StatusFile,
     folder: RunFolder,
     vqvae: LoadedVQVAE,
     augment: AugmentConfig,
@@ -157,6 +160,7 @@ def _code_maps(
         with locked(folder.path, launch.accelerator):
             current = read_parts(folder.codes, identity)  # another command may have written them meanwhile
             if not processes.true_on_all(launch.accelerator, current is not None):
+                status.begin("codes")
                 return _extract(folder, vqvae, augment, read(), launch)
     assert current is not None
     launch.reporter.say(f"using the codes in {folder.codes}")
@@ -188,7 +192,12 @@ def codes_identity(folder: RunFolder, vqvae: LoadedVQVAE, augment: AugmentConfig
 
 
 def _train(
-    launch: Launch, folder: RunFolder, settings: PriorRun, vqvae: LoadedVQVAE, maps: dict[str, CodeMaps]
+    launch: Launch,
+    status: StatusFile,
+    folder: RunFolder,
+    settings: PriorRun,
+    vqvae: LoadedVQVAE,
+    maps: dict[str, CodeMaps],
 ) -> Trained:
     level, stage, train, validation = settings.level, folder.prior(settings.level), maps["train"], maps["validation"]
     unigram_nats = unigram_entropy(validation.levels[level], settings.model.num_codes)
@@ -213,7 +222,7 @@ def _train(
     )
     with locked(stage, launch.accelerator):
         check_free(stage, launch.resume)
-        return train_and_publish(launch, trainer, folder, settings, _facts(folder, settings, maps), [])
+        return train_and_publish(launch, status, trainer, folder, settings, _facts(folder, settings, maps), [])
 
 
 def unigram_entropy(codes: Tensor, num_codes: int) -> float:

@@ -65,7 +65,8 @@ class Ended(NamedTuple):
 
 @dataclass
 class Trainer(Generic[Batch, ReportedT]):
-    """A training run of one network. `preview` is called after each evaluation on every process."""
+    """A training run of one network. `preview` is called after each evaluation on every process, `logged` with the
+    number of steps done whenever metrics were written."""
 
     task: Task[Batch, ReportedT]
     data: TrainingData[Batch]
@@ -74,6 +75,7 @@ class Trainer(Generic[Batch, ReportedT]):
     folder: Path
     reporter: Reporter
     preview: Callable[[nn.Module], None]
+    logged: Callable[[int], None] = lambda step: None
 
     def __post_init__(self) -> None:
         self.device: torch.device = self.accelerator.device
@@ -128,6 +130,7 @@ class Trainer(Generic[Batch, ReportedT]):
                 record.step = step + 1
                 if is_due(LOGGED_LINES, record.step, record.total_steps):
                     log.write()
+                    self.logged(record.step)
                 if is_due(self.config.evaluations, record.step, record.total_steps):
                     log.write()
                     self._evaluate_and_keep(log)

@@ -221,7 +221,7 @@ def test_a_folder_is_written_to_by_one_command(tmp_path: Path, trained: Path) ->
     def begin_another() -> None:
         with pytest.raises(UsageError, match="run/vqvae already holds an unfinished run"):
             stage1(tmp_path / "run")
-        with pytest.raises(UsageError, match=r"another command is writing into .*run/vqvae; wait for it"):
+        with pytest.raises(UsageError, match=r"another command is writing into .*run/vqvae: .*; wait for it"):
             stage1(tmp_path / "run", resume="auto")
 
     stage1(tmp_path / "run", reporter=Meanwhile(begin_another))

@@ -1,0 +1,69 @@
+"""What two processes do in test_signalled_processes.py: a training that signals stop twice, each sent to one of them.
+
+accelerate launch ... -m tests.pipeline.signalled_worker FOLDER
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from pipeline import Silent, processes, train_vqvae
+from pipeline.cli.main import main
+from pipeline.training import checkpoint
+from pipeline.training.trainer import Trainer
+
+STEPS = 40
+OPTIONS = ["--preset=tiny", f"--steps={STEPS}", "--batch-size=8", "--checkpoints=2", "--evaluations=1"]
+
+
+def exit_code(run: Path, *options: str) -> int:
+    """What `gen train-vqvae` exits with, on this process."""
+    try:
+        main(["train-vqvae", "--out", str(run), "--quiet", *options])
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
+    raise AssertionError("a command ends with SystemExit")
+
+
+def work(folder: Path) -> None:
+    """Train in one go; then with a SIGTERM in a step and a SIGHUP while the main process saves."""
+    with_preset: dict[str, Any] = {"preset": "tiny", "checkpoints": 2, "evaluations": 1}
+    train_vqvae(out=folder / "whole", steps=STEPS, batch_size=8, reporter=Silent(), **with_preset)
+    rank, run, outcomes, sent = PartialState().process_index, folder / "parts", [], list[int]()
+    train_step, optimizer_tensors = Trainer.train_step, checkpoint.optimizer_tensors
+
+    def in_a_step(trainer: Any, step: int) -> Any:
+        if rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(trainer, step)
+
+    def in_a_save(*arguments: Any) -> Any:  # between two files of the checkpoint
+        if not sent:  # once: a second one would act at once
+            sent.append(signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+        return optimizer_tensors(*arguments)
+
+    def note(*options: str) -> None:
+        code = exit_code(run, *options)
+        outcomes.append((code, json.loads((run / "status.json").read_text())))
+
+    setattr(Trainer, "train_step", in_a_step)  # noqa: B010 - mypy lets no method be assigned
+    setattr(checkpoint, "optimizer_tensors", in_a_save if rank == 0 else optimizer_tensors)  # noqa: B010
+    sent.append(signal.SIGTERM)  # by the other process: none yet while this one saves
+    note(*OPTIONS)
+    processes.start().wait_for_everyone()
+    sent.clear()
+    note("--resume=auto")
+    processes.start().wait_for_everyone()
+    note("--resume=auto")
+    (folder / f"process-{rank}.json").write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
