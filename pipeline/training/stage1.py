@@ -212,7 +212,7 @@ def load_image_set(
     if config.data in (EMBEDDED, *NAMED) and Path(config.data).is_dir():
         say(f"that is the data set of this name, not the folder here, which is ./{config.data}")
     with launch.accelerator.local_main_process_first():
-        image_set = load_images(config, shared=launch.accelerator.num_processes > 1)
+        image_set = load_images(config, shared=launch.accelerator.num_processes > 1, reporter=launch.reporter)
     if image_set.skipped:
         say(f"skipped {len(image_set.skipped)} images, such as {image_set.skipped[0]}")
     if image_set.passed_over:
