@@ -8,7 +8,7 @@ import click
 import torch
 
 from pipeline import processes
-from pipeline.cli import images, runs, sample, train
+from pipeline.cli import cache, images, runs, sample, train
 from pipeline.errors import GenError, InterruptedRunError
 
 _LESS_MEMORY = {
@@ -68,5 +68,5 @@ def main(debug: bool) -> None:
     processes.keep_freed_memory()
 
 
-for _command in (*train.COMMANDS, *sample.COMMANDS, *images.COMMANDS, *runs.COMMANDS):
+for _command in (*train.COMMANDS, *sample.COMMANDS, *images.COMMANDS, *runs.COMMANDS, *cache.COMMANDS):
     main.add_command(_command)

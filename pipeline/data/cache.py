@@ -24,7 +24,7 @@ from pipeline.reporting import Reporter
 
 IMAGES, LABELS, ABOUT = "images.npy", "labels.npy", "images.json"  # of a decoded set
 
-DOWNLOADED = "torchvision"  # the folder of data sets by name, and the key of their lock
+DOWNLOADS = "torchvision"  # the key of the lock of data sets by name
 LIMIT = "GEN_CACHE_GIB"
 
 
@@ -50,22 +50,35 @@ def decoded_folder() -> Path:
     return cache_folder() / "decoded"
 
 
+def downloads_folder() -> Path:
+    """Where torchvision puts the data sets that it downloads."""
+    return cache_folder() / "torchvision"
+
+
+def downloads() -> list[tuple[str, int]]:
+    """The name and bytes of each file or folder that was downloaded."""
+    return [(path.name, size_of(path)) for path in sorted(downloads_folder().glob("*"))]
+
+
 def entries() -> list[Entry]:
     """All decoded sets, the least recently used first."""
-    folders = decoded_folder().glob("[!.]*")
-    return sorted((_entry(folder) for folder in folders if (folder / ABOUT).exists()), key=lambda entry: entry.used)
+    there = (_entry(folder) for folder in decoded_folder().glob("[!.]*"))
+    return sorted((entry for entry in there if entry is not None), key=lambda entry: entry.used)
 
 
-def _entry(folder: Path) -> Entry:
-    about = json.loads((folder / ABOUT).read_text())
-    shape = np.load(folder / IMAGES, mmap_mode="r").shape
-    used = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
-    return Entry(folder, about.get("data", "unknown"), shape, size_of(folder), used)
+def _entry(folder: Path) -> Entry | None:
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        shape = np.load(folder / IMAGES, mmap_mode="r").shape
+        used = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
+        return Entry(folder, about.get("data", "unknown"), shape, size_of(folder), used)
+    except FileNotFoundError:  # another command is removing it
+        return None
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of a file, or of those below a folder."""
+    return sum(path.stat().st_size for path in (folder, *folder.rglob("*")) if path.is_file())
 
 
 def limit() -> int | None:
@@ -100,7 +113,7 @@ def alone_with(key: str, reporter: Reporter) -> Iterator[None]:
 def _lock(key: str) -> FileLock:
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{key}.lock")
+    return FileLock(locks / f"{key}.lock", mode=0o666)  # several people may have one cache
 
 
 def remove_orphans(own: str = "") -> None:
@@ -109,7 +122,7 @@ def remove_orphans(own: str = "") -> None:
         key = unfinished.name.split(".")[1]
         with nullcontext(True) if key == own else _if_free(key) as free:
             if free:
-                shutil.rmtree(unfinished)
+                shutil.rmtree(unfinished, ignore_errors=True)  # it may be another person's
 
 
 @contextmanager
@@ -130,7 +143,7 @@ def _if_free(key: str) -> Iterator[bool]:
 def remove(entry: Entry) -> bool:
     """Remove a set, unless it is in use: whether it was removed."""
     with _if_free(entry.folder.name) as free:
-        if free and not is_held(entry.folder / IMAGES):
+        if free and entry.folder.exists() and not is_held(entry.folder / IMAGES):
             shutil.rmtree(entry.folder)
             return True
     return False
@@ -163,8 +176,8 @@ def clear() -> tuple[int, int]:
     remove_orphans()
     for entry in entries():
         remove(entry)
-    with _if_free(DOWNLOADED) as free:
+    with _if_free(DOWNLOADS) as free:
         if free:
-            shutil.rmtree(cache_folder() / DOWNLOADED, ignore_errors=True)
+            shutil.rmtree(downloads_folder(), ignore_errors=True)
     left = size_of(cache_folder())
     return before - left, left

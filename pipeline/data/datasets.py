@@ -7,7 +7,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from pipeline.data import pixels
-from pipeline.data.cache import DOWNLOADED, alone_with, cache_folder
+from pipeline.data.cache import DOWNLOADS, alone_with, downloads_folder
 from pipeline.errors import DataError
 from pipeline.reporting import Reporter
 
@@ -30,8 +30,8 @@ def torchvision_dataset(
     datasets = import_torchvision_datasets()
     maker = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
     try:
-        with alone_with(DOWNLOADED, reporter):
-            dataset = maker(cache_folder() / DOWNLOADED, train=train, download=True)
+        with alone_with(DOWNLOADS, reporter):
+            dataset = maker(downloads_folder(), train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} could not be downloaded ({str(error).splitlines()[0]}); offline, pass --data a folder or a .zip"

@@ -2,16 +2,20 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli.main import main
 from pipeline.config.data import DataConfig
 from pipeline.data import cache, image_set, mapped
 from pipeline.data.decoding import decode_into
@@ -216,6 +220,34 @@ def test_a_set_larger_than_the_limit_is_refused_and_nothing_removed(
     monkeypatch.setenv("GEN_CACHE_GIB", "much")
     with pytest.raises(UsageError, match="GEN_CACHE_GIB is 'much'; set it to a number of GiB"):
         decoded(photos, image_size="100")
+
+
+def gen(*arguments: str) -> str:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_command_lists_what_is_kept_and_clears_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "0 data sets, 0 bytes; no limit; GEN_CACHE_GIB sets one" in gen("cache")
+    decoded(photos)
+    monkeypatch.setenv("GEN_CACHE_GIB", "3")
+    (cache.cache_folder() / "torchvision" / "MNIST" / "raw").mkdir(parents=True)
+    (cache.cache_folder() / "torchvision" / "MNIST" / "raw" / "train").write_bytes(bytes(2048))
+    listed = gen("cache")
+    assert re.search(rf"{photos} +6 images of 3 x 8 x 8, [\d.]+ KiB, last used {datetime.now():%Y}-", listed)
+    assert re.search(r"(?s)1 data set, .*; at most 3.0 GiB.*MNIST +2.0 KiB", listed)
+    assert re.match(r"removed [\d.]+ KiB from .*cache$", gen("cache", "--clear"))
+    assert "0 data sets" in gen("cache") and "MNIST" not in gen("cache")
+
+
+def test_opening_a_set_again_is_its_last_use(photos: Path) -> None:
+    decoded(photos)
+    (entry,) = cache.entries()
+    os.utime(entry.folder, (0, 0))
+    assert cache.entries()[0].used.year == 1970
+    decoded(photos)
+    assert cache.entries()[0].used >= entry.used
 
 
 def test_only_what_nobody_uses_is_cleared(photos: Path) -> None:
