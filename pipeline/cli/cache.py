@@ -24,12 +24,8 @@ def cache_command(clear: bool) -> None:
     entries, allowed = cache.entries(), cache.limit()
     limit = f"no limit; {cache.LIMIT} sets one" if allowed is None else f"at most {in_words(allowed)}"
     rows = [("cache", f"{cache.cache_folder()}, {in_words(cache.size_of(cache.cache_folder()))}")]
-    rows += [
-        (
-            "decoded",
-            f"{len(entries)} data set{'' if len(entries) == 1 else 's'}, {in_words(sum(entry.size for entry in entries))}; {limit}",
-        )
-    ]
+    sets = "1 data set" if len(entries) == 1 else f"{len(entries)} data sets"
+    rows += [("decoded", f"{sets}, {in_words(sum(entry.size for entry in entries))}; {limit}")]
     rows += [(f"  {entry.data}", _in_words(entry)) for entry in reversed(entries)]
     rows += [("downloaded", in_words(cache.size_of(cache.downloads_folder())))]
     rows += [(f"  {name}", in_words(size)) for name, size in cache.downloads()]

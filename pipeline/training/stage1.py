@@ -15,10 +15,20 @@ from pipeline.config.presets import PresetName
 from pipeline.config.training import TrainingConfig
 from pipeline.data.image_set import ImageSet, from_array, load_images, test_files_fingerprint
 from pipeline.data.pictures import write_picture
-from pipeline.data.splits import Split, pixel_variance, save_split, split
+from pipeline.data.record import load_hashes, save_hashes, what_changed, write_skipped
+from pipeline.data.splits import Split, load_split, pixel_variance, save_split, split
 from pipeline.errors import DataError, UsageError
 from pipeline.reporting import Reporter, reporter_for_api
-from pipeline.runs.layout import IN_PROGRESS, RECONSTRUCTIONS, RUNS, SPLIT, RunFolder, is_finished
+from pipeline.runs.layout import (
+    BAD_IMAGES,
+    IMAGE_HASHES,
+    IN_PROGRESS,
+    RECONSTRUCTIONS,
+    RUNS,
+    SPLIT,
+    RunFolder,
+    is_finished,
+)
 from pipeline.runs.lock import locked
 from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, read_config
 from pipeline.training import previews
@@ -179,6 +189,8 @@ def _train(launch: Launch, run: RunFolder, settings: VQVAERun, image_set: ImageS
         check_free(run.vqvae, launch.resume)
         if launch.accelerator.is_main_process:
             save_split(run.vqvae / SPLIT, parts)
+            save_hashes(run.vqvae / IMAGE_HASHES, image_set)
+            write_skipped(run.vqvae / BAD_IMAGES, image_set)
         return train_and_publish(launch, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
 
 
@@ -214,7 +226,7 @@ def load_image_set(
     with launch.accelerator.local_main_process_first():
         image_set = load_images(config, shared=launch.accelerator.num_processes > 1, reporter=launch.reporter)
     if image_set.skipped:
-        say(f"skipped {len(image_set.skipped)} images, such as {image_set.skipped[0]}")
+        say(f"skipped {len(image_set.skipped):,} images, such as {image_set.skipped[0]} (all: {BAD_IMAGES} in the run)")
     if image_set.passed_over:
         say(f"passed over, as no images that are read: {image_set.passed_over}")
     if config.labels and image_set.names and not image_set.class_names:
@@ -226,11 +238,20 @@ def load_image_set(
 
 def check_unchanged(run: RunFolder, saved: VQVAERun, image_set: ImageSet) -> None:
     """Raise DataError unless the images are those that a run was trained on."""
-    if saved.fingerprint != image_set.fingerprint:
-        raise DataError(
-            f"the images are not those that {run.path} was trained on: fingerprint {image_set.fingerprint[:12]}, "
-            f"trained on {saved.fingerprint[:12]}; bring the old images back, or start a new run with --out"
-        )
+    if saved.fingerprint == image_set.fingerprint:
+        return
+    then, now = images_in_words(saved.model), " x ".join(map(str, image_set.shape))
+    n = sum(map(len, load_split(run.vqvae / SPLIT)))
+    hashes = load_hashes(run.vqvae / IMAGE_HASHES)
+    details = f"there are {len(image_set.images):,} of {now}, and were {n:,} of {then}"
+    if hashes is not None and then == now:
+        changed = what_changed(hashes, image_set)
+        same = "" if n != len(image_set.images) else "the pixels are the same, their order or their classes are not"
+        details += f"; {changed or same}".rstrip("; ")
+    raise DataError(
+        f"the images are not those that {run.path} was trained on: {details}. Bring the old images back, or start a "
+        "new run with --out"
+    )
 
 
 def default_folder(asked: Options) -> Path:
