@@ -1,5 +1,6 @@
 """Images in a memory-mapped file: laid out with all its blocks, shortened in place, and held while it is in use."""
 
+import contextlib
 import errno
 import fcntl
 import math
@@ -30,17 +31,18 @@ def lay_out(path: Path, shape: tuple[int, int, int, int]) -> UInt8[np.memmap, "n
 
 def shorten(path: Path, n: int) -> None:
     """Keep the first n images of a file; the space of the others is given back."""
-    shape = np.lib.format.open_memmap(path, "r").shape
+    whole = np.lib.format.open_memmap(path, "r")
     with path.open("r+b") as file:
-        # The header is as long as before: NumPy leaves space in it for the largest number of rows.
-        file.truncate(_write_header(file, (n, *shape[1:])) + n * math.prod(shape[1:]))
+        start = _write_header(file, (n, *whole.shape[1:]))
+        assert start == whole.offset  # NumPy leaves space in a header for the largest number of rows
+        file.truncate(start + n * math.prod(whole.shape[1:]))
 
 
 def open_held(path: Path) -> UInt8[np.memmap, "n c h w"]:
     """The images of a file, for reading. While the array is there, `is_held` is true on every process."""
     with path.open("rb") as file:
-        # The mapping keeps the open file, and the lock with it, until it is closed.
-        fcntl.flock(file, fcntl.LOCK_SH)
+        with contextlib.suppress(OSError):  # on a file system without locks `is_held` is always true
+            fcntl.flock(file, fcntl.LOCK_SH)  # until the mapping, which keeps the open file, is closed
         version = np.lib.format.read_magic(file)
         assert version == (1, 0)
         shape, _, _ = np.lib.format.read_array_header_1_0(file)
@@ -48,11 +50,11 @@ def open_held(path: Path) -> UInt8[np.memmap, "n c h w"]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether any process has the images of this file open."""
+    """Whether any process has the images of this file open, or may have: not every file system has locks."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:
             return True
     return False
 

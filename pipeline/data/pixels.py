@@ -89,7 +89,7 @@ def open_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadImageError("not an image that Pillow can read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS:,} at most; --max-pixels allows more"
+        limit = f"{Image.MAX_IMAGE_PIXELS:,} at most; a training takes more with --max-pixels"
         raise BadImageError(f"too many pixels ({limit})") from error
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error

@@ -59,7 +59,8 @@ class Source:
 
     def _check(self, size: int) -> None:
         if size > self.largest:
-            raise BadImageError(f"has {size:,} bytes or more ({self.largest:,} at most; --max-pixels allows more)")
+            limit = f"{self.largest:,} at most; a training takes more with --max-pixels"
+            raise BadImageError(f"has {size:,} bytes or more ({limit})")
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,14 @@ def test_opening_a_set_again_is_its_last_use(photos: Path) -> None:
     assert cache.entries()[0].used >= entry.used
 
 
+def test_without_locks_sets_are_used_and_not_removed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded(photos)
+    monkeypatch.setattr("fcntl.flock", refuse(errno.ENOSYS))
+    (entry,) = cache.entries()
+    assert mapped.open_held(entry.folder / cache.IMAGES).shape == (6, 3, 8, 8)
+    assert mapped.is_held(entry.folder / cache.IMAGES)
+
+
 def test_only_what_nobody_uses_is_cleared(photos: Path) -> None:
     held = decoded(photos)
     decoded(photos, image_size="4")

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import pytest
 from PIL import Image
 
 from pipeline import DataError
+from pipeline.cli.inputs import images_like
 from pipeline.config.data import DataConfig
 from pipeline.data import decoding, pixels
 from pipeline.data.image_set import load_images, test_files_fingerprint
 from pipeline.data.pixels import BadImageError, decoders, open_image
 from pipeline.data.sources import SUFFIXES, Source, open_source
+from pipeline.runs.saved import VQVAERun, read_config
 
 fingerprint_of_files = test_files_fingerprint  # pytest would take it for a test
 del test_files_fingerprint
@@ -188,7 +191,11 @@ def test_a_zip_bomb_is_refused_by_name_and_not_unfolded(tmp_path: Path, compress
     config = DataConfig(data=str(path), on_bad_image="skip", max_pixels=2000)
     images = load_images(config)
     assert images.names == ("small.png",)
-    reason = f"has {2**23:,} bytes or more ({LIMIT:,} at most; --max-pixels allows more)" if honest else "Bad CRC"
+    reason = (
+        f"has {2**23:,} bytes or more ({LIMIT:,} at most; a training takes more with --max-pixels)"
+        if honest
+        else "Bad CRC"
+    )
     assert f"bomb.png: {reason}" in images.skipped[0]
 
 
@@ -217,6 +224,14 @@ def test_an_image_of_more_pixels_than_pillow_allows_is_taken_when_asked_for(
     (tmp_path / "a.png").write_bytes(encoded("PNG"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert load_images(DataConfig(data=str(tmp_path))).shape == (3, 32, 40)
+
+
+def test_commands_about_a_run_take_images_as_large_as_its_training_did(tmp_path: Path, trained: Path) -> None:
+    config = read_config(trained / "vqvae", VQVAERun)
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    assert images_like(config, str(tmp_path)).shape == (1, 8, 12)
+    with pytest.raises(DataError, match="too many pixels"):
+        images_like(replace(config, data=replace(config.data, max_pixels=9)), str(tmp_path))
 
 
 def test_damage_in_an_official_test_part_is_named(tmp_path: Path) -> None:
