@@ -72,7 +72,7 @@ def _entry(folder: Path) -> Entry | None:
         shape = np.load(folder / IMAGES, mmap_mode="r").shape
         used = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
         return Entry(folder, about.get("data", "unknown"), shape, size_of(folder), used)
-    except FileNotFoundError:  # another command is removing it
+    except (FileNotFoundError, NotADirectoryError):  # another command is removing it; or it is none of ours
         return None
 
 

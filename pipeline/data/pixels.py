@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ _SETTINGS = threading.Lock()
 @contextmanager
 def decoders(max_pixels: int) -> Iterator[None]:
     """Pillow, while it decodes files that may be damaged: images of more pixels are bad, and what is wrong with a file
-    is said by BadImageError alone, and neither as a warning nor as lines that libtiff prints.
+    is said by BadImageError alone, not by warnings, by lines that libtiff prints, or by logging that nobody set up.
 
     All of these are settings of the process. One thread has them at a time, and sets them back.
     """
@@ -54,9 +55,11 @@ def decoders(max_pixels: int) -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        logging.getLogger("PIL").addHandler(nowhere := logging.NullHandler())
         try:
             yield
         finally:
+            logging.getLogger("PIL").removeHandler(nowhere)
             Image.MAX_IMAGE_PIXELS = before
 
 

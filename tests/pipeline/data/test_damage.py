@@ -1,6 +1,7 @@
 """Damaged and hostile files: each ends in an image or is named as bad, in silence, within bounds."""
 
 import io
+import logging
 import os
 import random
 import socket
@@ -81,7 +82,10 @@ def damaged_files(each: int) -> Iterator[bytes]:
                 yield with_changed_tag(data, rng)
 
 
-def test_every_damaged_file_is_an_image_or_a_bad_one_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_damaged_file_is_an_image_or_a_bad_one_in_silence(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's: without any, warnings and errors are printed
     outcomes = {"image": 0, "bad": 0}
     with decoders(10**6):
         for data in damaged_files(each=60):
@@ -95,22 +99,26 @@ def test_every_damaged_file_is_an_image_or_a_bad_one_in_silence(capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_damaged_tiff_is_skipped_and_libtiff_prints_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_damaged_tiff_is_skipped_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once these two ended the decoding, with a TypeError and an OverflowError, and the others printed raw lines."""
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's: without any, warnings and errors are printed
     rng = random.Random(1)  # noqa: S311 - the same files every time
     (tmp_path / "whole.tif").write_bytes(tiff("raw"))
-    for name, kind in (("bytes.tif", 2), ("offset.tif", 16)):  # of the offset of the first strip
-        data = bytearray(tiff("raw"))
-        entry = data.index(struct.pack("<H", 273), struct.unpack_from("<I", data, 4)[0])
-        struct.pack_into("<HI", data, entry + 2, kind, 1)
-        (tmp_path / name).write_bytes(data)
+    whole = tiff("raw")
+    changes = {"type": (273, 2, 1, 0), "offset": (273, 16, 1, len(whole)), "samples": (277, 3, 1, 99)}
+    for name, (tag, *changed) in changes.items():  # of the first strip, and of a pixel
+        data = bytearray(whole + b"\xff" * 8)
+        entry = data.index(struct.pack("<H", tag), struct.unpack_from("<I", data, 4)[0])
+        struct.pack_into("<HII", data, entry + 2, *changed)
+        (tmp_path / f"{name}.tif").write_bytes(data)
     for compression in TIFFS:
         for index in range(20):
             (tmp_path / f"{compression} {index}.tif").write_bytes(with_changed_bytes(tiff(compression), rng))
     images = load_images(DataConfig(data=str(tmp_path), on_bad_image="skip", image_size="8"))
     assert len(images.skipped) > 10 and "whole.tif" in images.names
+    assert {f"{name}.tif" for name in changes} <= {line.partition(":")[0] for line in images.skipped}
     assert capfd.readouterr() == ("", "")
 
 
