@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from accelerate.commands.config.config_args import default_config_file
 
-from pipeline.data.datasets import cache_folder, import_torchvision_datasets
+from pipeline.data.cache import cache_folder
+from pipeline.data.datasets import import_torchvision_datasets
 from pipeline.errors import DataError
 from pipeline.processes import resolve_precision
 from pipeline.reporting import table

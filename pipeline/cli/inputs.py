@@ -23,7 +23,7 @@ def images_like(config: VQVAERun, data: str) -> ImageSet:
         raise UsageError(f"{data} is a run folder, not images: name it with --run {data}, and images by themselves")
     size = f"{config.model.height}x{config.model.width}"
     colour: Colour = "grey" if config.model.channels == 1 else "colour"
-    return load_images(DataConfig(data=data, image_size=size, colour=colour))
+    return load_images(DataConfig(data=data, image_size=size, colour=colour, max_pixels=config.data.max_pixels))
 
 
 def images_of_paths(config: VQVAERun, paths: Sequence[Path]) -> tuple[UInt8[Tensor, "n c h w"], list[str]]:

@@ -6,7 +6,7 @@ import traceback
 import click
 
 from pipeline import processes
-from pipeline.cli import images, runs, sample, status, train
+from pipeline.cli import cache, images, runs, sample, status, train
 from pipeline.errors import GenError, exit_code, is_out_of_memory, was_stopped
 
 _LESS_MEMORY = {
@@ -65,5 +65,6 @@ def main(debug: bool) -> None:
     processes.keep_freed_memory()
 
 
-for _command in (*train.COMMANDS, *sample.COMMANDS, *images.COMMANDS, *runs.COMMANDS, *status.COMMANDS):
+_COMMANDS = (train, sample, images, runs, status, cache)
+for _command in (command for module in _COMMANDS for command in module.COMMANDS):
     main.add_command(_command)

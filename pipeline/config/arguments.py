@@ -21,6 +21,7 @@ class DataArguments(TypedDict, total=False):
     test: float
     test_data: str | None
     on_bad_image: Literal["error", "skip"]
+    max_pixels: int
     memory_gib: float
 
 

@@ -11,6 +11,9 @@ EMBEDDED = "digits"
 ARRAY = "array"  # what config.json says of images that came as an array
 NAMED = ("mnist", "fashion-mnist", "cifar10")  # torchvision's, each with an official test part
 
+_BYTES_PER_PIXEL = 8  # of red, green, blue and opacity in 16 bits each, the most that is not compressed
+_METADATA = 2**20  # bytes besides the pixels
+
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
 
@@ -46,6 +49,11 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="What to do with a file that cannot be read, or is unlike the others."
     )
+    max_pixels: int = Field(
+        default=89_478_485,
+        gt=0,
+        description="An image of more pixels, or a file of more than 8 bytes for each of them (and 1 MiB), is bad.",
+    )
     memory_gib: float = Field(
         default=2.0,
         ge=0,
@@ -76,6 +84,11 @@ class DataConfig:
     def test_fraction(self) -> float:
         """The fraction of these images that is set aside for testing: none where there is an official test part."""
         return 0.0 if self.test_data is not None else self.test
+
+    @property
+    def max_bytes(self) -> int:
+        """How many bytes a file of an image may have."""
+        return _BYTES_PER_PIXEL * self.max_pixels + _METADATA
 
     def without_effect(self, given: set[str]) -> list[str]:
         """Of the options given those that mean nothing here."""

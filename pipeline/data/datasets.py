@@ -1,7 +1,5 @@
 """Data sets by name: the embedded digits, and torchvision's, which are downloaded into the cache."""
 
-import os
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -9,7 +7,9 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from pipeline.data import pixels
+from pipeline.data.cache import DOWNLOADS, alone_with, downloads_folder
 from pipeline.errors import DataError
+from pipeline.reporting import Reporter
 
 EMBEDDED_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -23,12 +23,15 @@ def embedded_digits() -> tuple[UInt8[np.ndarray, "n 1 32 32"], Int[np.ndarray, "
     return np.stack([pixels.fit(Image.fromarray(image), 32, 32, "grey") for image in small]), digits.target
 
 
-def torchvision_dataset(name: str, *, train: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def torchvision_dataset(
+    name: str, reporter: Reporter, *, train: bool
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The training or the test part of a torchvision dataset, downloaded into the cache on first use."""
     datasets = import_torchvision_datasets()
     maker = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
     try:
-        dataset = maker(cache_folder() / "torchvision", train=train, download=True)
+        with alone_with(DOWNLOADS, reporter):
+            dataset = maker(downloads_folder(), train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} could not be downloaded ({str(error).splitlines()[0]}); offline, pass --data a folder or a .zip"
@@ -46,9 +49,3 @@ def import_torchvision_datasets() -> ModuleType:
     except (ImportError, RuntimeError) as error:
         raise DataError(f"torchvision does not fit the installed torch ({error}); `gen doctor` says more") from error
     return datasets
-
-
-def cache_folder() -> Path:
-    """Where decoded and downloaded images are kept: $GEN_CACHE, or gen-images in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GEN_CACHE") or Path(home) / "gen-images")

@@ -1,12 +1,9 @@
 """Image files to pixels: what all are decoded to, and how; whatever cannot be is named."""
 
-import lzma
 import os
-import zipfile
-import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
@@ -16,10 +13,11 @@ from PIL import Image
 
 from pipeline.data import pixels
 from pipeline.data.pixels import BadImageError, Colour, channels
-from pipeline.data.sources import Source
+from pipeline.data.sources import UNREADABLE, Source
 from pipeline.errors import DataError
 
 PROBED = 64  # files looked at to choose size and colour
+CHUNK = 16  # images that a thread decodes before it takes others
 
 
 class Plan(NamedTuple):
@@ -82,8 +80,7 @@ def _probe(source: Source, names: tuple[str, ...]) -> Iterator[_Probe]:
 def _open(source: Source, name: str) -> Image.Image:
     try:
         data = source.read(name)
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
-        # RuntimeError: an encrypted member
+    except UNREADABLE as error:
         raise BadImageError(str(error)) from error
     return pixels.open_image(data)
 
@@ -100,6 +97,17 @@ def decode_into(array: UInt8[np.ndarray, "n c h w"], source: Source, plan: Plan)
         array[index] = pixels.fit(image, plan.height, plan.width, plan.colour)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = pool.map(decode, range(len(source.names)), chunksize=64)
-        return {index: reason for index, reason in enumerate(reasons) if reason}
+    def decode_chunk(indices: range) -> dict[int, str]:
+        return {index: reason for index in indices if (reason := decode(index))}
+
+    bad: dict[int, str] = {}
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[dict[int, str]]] = deque()
+        for start in range(0, len(source.names), CHUNK):
+            if len(waiting) == 4 * workers:  # of a million images only these few are in the pool's queue
+                bad |= waiting.popleft().result()
+            waiting.append(pool.submit(decode_chunk, range(start, min(start + CHUNK, len(source.names)))))
+        for chunk in waiting:
+            bad |= chunk.result()
+    return bad

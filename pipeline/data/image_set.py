@@ -3,25 +3,30 @@
 import contextlib
 import hashlib
 import json
-import warnings
+import math
+import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Int, UInt8
-from PIL import Image
 from torch import Tensor
 
+from pipeline import resources
 from pipeline.config.data import EMBEDDED, NAMED, DataConfig
-from pipeline.data import pixels
-from pipeline.data.datasets import EMBEDDED_NAMES, cache_folder, embedded_digits, torchvision_dataset
+from pipeline.data import cache, mapped, pixels
+from pipeline.data.datasets import EMBEDDED_NAMES, embedded_digits, torchvision_dataset
 from pipeline.data.decoding import Plan, decode_into, plan_for
 from pipeline.data.pixels import channels
-from pipeline.data.sources import Source, label_by_folder, open_source
+from pipeline.data.sources import UNREADABLE, Source, label_by_folder, open_source
 from pipeline.errors import DataError
+from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.storage import atomic_folder
 
 _LISTED = 10  # bad files named in an error
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -43,41 +48,50 @@ class ImageSet:
         return channels, height, width
 
 
-def load_images(config: DataConfig, *, shared: bool = False) -> ImageSet:
+def load_images(config: DataConfig, *, shared: bool = False, reporter: Reporter | None = None) -> ImageSet:
     """Decode what `config.data` names.
 
     `shared`: put the pixels into a memory-mapped file even if they are few, so that the processes of a machine
-    hold them once; the caller lets one process go first. Raises DataError.
+    hold them once; the caller lets one process go first. Raises DataError, and ResourceError where neither memory nor
+    disk can hold them.
     """
+    reporter = reporter or reporter_for_api()
     if config.data == EMBEDDED:
         return from_array(*embedded_digits(), EMBEDDED_NAMES, config)
     if config.data in NAMED:
-        return from_array(*torchvision_dataset(config.data, train=True), config)
-    return _from_files(open_source(Path(config.data).expanduser()), config, shared=shared)
+        return from_array(*torchvision_dataset(config.data, reporter, train=True), config)
+    source = open_source(Path(config.data).expanduser(), config.max_bytes)
+    return _from_files(source, config, reporter, shared=shared)
 
 
-def load_test_images(config: DataConfig, shape: tuple[int, int, int]) -> ImageSet:
+def load_test_images(config: DataConfig, shape: tuple[int, int, int], *, reporter: Reporter | None = None) -> ImageSet:
     """Decode the official test part that `config.test_data` names, in the shape (channels, height, width) of the images
-    trained on. Raises DataError."""
+    trained on. Raises DataError and ResourceError."""
     assert config.test_data is not None
     channels, height, width = shape
     alike = replace(config, image_size=f"{height}x{width}", colour="grey" if channels == 1 else "colour")
     if config.test_data in NAMED:
-        return from_array(*torchvision_dataset(config.test_data, train=False), alike)
-    return _from_files(open_source(Path(config.test_data)), replace(alike, data=config.test_data), shared=False)
+        return from_array(*torchvision_dataset(config.test_data, reporter or reporter_for_api(), train=False), alike)
+    return load_images(replace(alike, data=config.test_data), reporter=reporter)
 
 
 def test_files_fingerprint(test_data: str) -> str:
     """The hash of what `test_data` names, which is not decoded: the name, or the names and bytes of its files.
 
-    Raises DataError where there are none.
+    Raises DataError where there are none, or one cannot be read.
     """
     if test_data in NAMED:
         return hashlib.sha256(test_data.encode()).hexdigest()
-    source, digest = open_source(Path(test_data)), hashlib.sha256()
+    source, digest = open_source(Path(test_data), sys.maxsize), hashlib.sha256()
     for name in source.names:
         digest.update(f"{name}\n".encode())
-        digest.update(hashlib.sha256(source.read(name)).digest())
+        own = hashlib.sha256()
+        try:
+            for piece in source.pieces(name):
+                own.update(piece)
+        except UNREADABLE as error:
+            raise DataError(f"{name} in {test_data} cannot be read ({error}); repair or delete it") from error
+        digest.update(own.digest())
     return digest.hexdigest()
 
 
@@ -87,7 +101,7 @@ def from_array(
     class_names: tuple[str, ...],
     config: DataConfig,
 ) -> ImageSet:
-    """Images that are decoded already: cut to the configured size and colour. Raises DataError."""
+    """Images that are decoded already: cut to the configured size and colour. Raises DataError and ResourceError."""
     array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not len(array):
         raise DataError(f"images must be uint8 (n, 1 or 3, height, width); got {array.dtype} {array.shape}")
@@ -96,10 +110,23 @@ def from_array(
     height, width = config.size() if config.image_size else array.shape[2:]
     colour = config.colour if config.colour != "auto" else ("grey" if array.shape[1] == 1 else "colour")
     if array.shape[1:] != (channels(colour), height, width):
-        array = np.stack([pixels.fit(pixels.to_pil(image), height, width, colour) for image in array])
+        array = _fitted(array, (len(array), channels(colour), height, width))
     kept = np.asarray(labels).astype(np.int64) if labels is not None and config.labels else None
     names = class_names or tuple(str(i) for i in range(0 if kept is None else int(kept.max()) + 1))
     return ImageSet(array, kept, names if kept is not None else (), fingerprint(array, kept))
+
+
+def _fitted(images: UInt8[np.ndarray, "n c h w"], shape: tuple[int, int, int, int]) -> UInt8[np.ndarray, "n c2 h2 w2"]:
+    resources.check_memory(_CPU, math.prod(shape), _in_words(shape), "choose a smaller --image-size")
+    fitted, (_, depth, height, width) = np.empty(shape, np.uint8), shape
+    for row, image in zip(fitted, images, strict=True):
+        row[:] = pixels.fit(pixels.to_pil(image), height, width, "grey" if depth == 1 else "colour")
+    return fitted
+
+
+def _in_words(shape: tuple[int, int, int, int]) -> str:
+    n, *one = shape
+    return f"holding {n:,} images of {' x '.join(map(str, one))}"
 
 
 def _check_labels(labels: np.ndarray, n: int) -> None:
@@ -128,23 +155,20 @@ def images_at_a_time(images: UInt8[np.ndarray, "n c h w"]) -> int:
     return max(1, 2**24 // images[0].size)
 
 
-def _from_files(source: Source, config: DataConfig, *, shared: bool) -> ImageSet:
-    with warnings.catch_warnings():
-        # Pillow merely warns of images that are absurdly large; a person is told which file it is.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings(
-            "ignore", "(Possibly )?[Cc]orrupt EXIF", UserWarning
-        )  # such pictures are shown as they lie
-        size = config.size() if config.image_size else None
+def _from_files(source: Source, config: DataConfig, reporter: Reporter, *, shared: bool) -> ImageSet:
+    size = config.size() if config.image_size else None
+    with pixels.decoders(config.max_pixels):
         plan = plan_for(source, size, None if config.colour == "auto" else config.colour)
-        others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.passed_over)
         shape = plan.shape(len(source.names))
-        if not shared and np.prod(shape) <= config.memory_gib * 2**30:
+        if not shared and math.prod(shape) <= config.memory_gib * 2**30:
+            remedy = "choose a smaller --image-size, or a smaller --memory-gib: then they lie in a file of the cache"
+            resources.check_memory(_CPU, math.prod(shape), _in_words(shape), remedy)
             array = np.empty(shape, np.uint8)
             decoded = _labelled(source, config, array, decode_into(array, source, plan))
         else:
-            decoded = _from_cache(source, config, plan)
-        return replace(decoded, passed_over=others)
+            decoded = _from_cache(source, config, plan, reporter)
+    others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.passed_over)
+    return replace(decoded, passed_over=others)
 
 
 def _labelled(source: Source, config: DataConfig, array: np.ndarray, bad: dict[int, str]) -> ImageSet:
@@ -172,35 +196,54 @@ def _moved_up(array: UInt8[np.ndarray, "n c h w"], rows: Int[np.ndarray, "m"]) -
     return array[: len(rows)]
 
 
-def _from_cache(source: Source, config: DataConfig, plan: Plan) -> ImageSet:
+def _from_cache(source: Source, config: DataConfig, plan: Plan, reporter: Reporter) -> ImageSet:
     """Open the memory-mapped pixels of these files, decoding them first if nobody has."""
-    key = hashlib.sha256(f"{source.stamp}\n{plan}\n{config.labels} {config.on_bad_image}".encode()).hexdigest()[:32]
-    folder = cache_folder() / "decoded" / key
-    if not folder.exists():
-        # Another machine with the same home may decode the same files: whoever is first is right.
-        with contextlib.suppress(FileExistsError), atomic_folder(folder) as unfinished:
-            _decode_to_folder(unfinished, source, config, plan)
-    meta = json.loads((folder / "images.json").read_text())
-    labels = np.load(folder / "labels.npy") if meta["class_names"] else None
-    array = np.load(folder / "images.npy", mmap_mode="r")
-    class_names, skipped, names = (tuple(meta.get(name, ())) for name in ("class_names", "skipped", "names"))
-    return ImageSet(array, labels, class_names, meta["fingerprint"], skipped, names)
+    decides = f"{source.stamp}\n{plan}\n{config.labels} {config.on_bad_image} {config.max_pixels}"
+    key = hashlib.sha256(decides.encode()).hexdigest()[:32]
+    folder = cache.decoded_folder() / key
+    there = _opened(folder)
+    if there is not None:
+        return there
+    with cache.alone_with(key, reporter):
+        if not folder.exists():  # else the command that was waited for has decoded them
+            shape = plan.shape(len(source.names))
+            cache.remove_orphans(key)
+            cache.make_room(math.prod(shape), _in_words(shape))
+            # Another machine with the same home may decode the same files: whoever is first is right.
+            with contextlib.suppress(FileExistsError), atomic_folder(folder) as unfinished:
+                _decode_to_folder(unfinished, source, config, plan)
+        decoded = _opened(folder)
+    assert decoded is not None
+    return decoded
+
+
+def _opened(folder: Path) -> ImageSet | None:
+    """The decoded set in a folder of the cache; None where there is none, or it is being removed."""
+    try:
+        about = json.loads((folder / cache.ABOUT).read_text())
+        labels = np.load(folder / cache.LABELS) if about["class_names"] else None
+        array = mapped.open_held(folder / cache.IMAGES)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(PermissionError):  # of a cache that others fill
+        os.utime(folder)  # it was used now
+    class_names, skipped, names = (tuple(about[name]) for name in ("class_names", "skipped", "names"))
+    return ImageSet(array, labels, class_names, about["fingerprint"], skipped, names)
 
 
 def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: Plan) -> None:
-    path = folder / "images.npy"
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, plan.shape(len(source.names)))
+    array = mapped.lay_out(folder / cache.IMAGES, plan.shape(len(source.names)))
     decoded = _labelled(source, config, array, decode_into(array, source, plan))
     array.flush()
-    if decoded.skipped:  # written beside, as it is read from there
-        np.save(folder / "kept.npy", decoded.images)
-        (folder / "kept.npy").replace(path)
+    if decoded.skipped:
+        mapped.shorten(folder / cache.IMAGES, len(decoded.images))
     if decoded.labels is not None:
-        np.save(folder / "labels.npy", decoded.labels)
-    meta = {
+        np.save(folder / cache.LABELS, decoded.labels)
+    about = {
+        "data": config.data,
         "class_names": decoded.class_names,
         "fingerprint": decoded.fingerprint,
         "skipped": decoded.skipped,
         "names": decoded.names,
     }
-    (folder / "images.json").write_text(json.dumps(meta))
+    (folder / cache.ABOUT).write_text(json.dumps(about))

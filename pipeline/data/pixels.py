@@ -1,13 +1,18 @@
 """One image file as a person sees it: orientation, transparency, depth and colour made plain, then cut to size."""
 
+import ctypes
 import io
-import struct
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 
 Colour = Literal["grey", "colour"]
 
@@ -36,10 +41,47 @@ class BadImageError(ValueError):
     """A file that is no image, or one that cannot be shown."""
 
 
+_SETTINGS = threading.Lock()
+
+
+@contextmanager
+def decoders(max_pixels: int) -> Iterator[None]:
+    """Pillow, while it decodes files that may be damaged: images of more pixels are bad, and what is wrong with a file
+    is said by BadImageError alone, not by warnings, by lines that libtiff prints, or by logging that nobody set up.
+
+    All of these are settings of the process. One thread has them at a time, and sets them back.
+    """
+    with _SETTINGS, warnings.catch_warnings(), _silent_libtiff():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        logging.getLogger("PIL").addHandler(nowhere := logging.NullHandler())
+        try:
+            yield
+        finally:
+            logging.getLogger("PIL").removeHandler(nowhere)
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Take away the functions by which libtiff prints errors and warnings, where Pillow is linked to it so that they
+    can be reached."""
+    library = ctypes.CDLL(_imaging.__file__)
+    names = [name for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler") if hasattr(library, name)]
+    setters = [ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)((name, library)) for name in names]
+    before = [setter(None) for setter in setters]
+    try:
+        yield
+    finally:
+        for setter, handler in zip(setters, before, strict=True):
+            setter(handler)
+
+
 def open_image(data: bytes) -> Image.Image:
     """Decode a file to mode L or RGB: first frame, EXIF rotation applied, transparency over white.
 
-    Raises BadImageError with a reason in a few words.
+    Raises BadImageError with a reason in a few words. Call it within `decoders`.
     """
     if not data:
         raise BadImageError("empty file")
@@ -50,16 +92,17 @@ def open_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadImageError("not an image that Pillow can read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(f"too many pixels ({Image.MAX_IMAGE_PIXELS:,} at most)") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
-        raise BadImageError(str(error) or type(error).__name__) from error
+        limit = f"{Image.MAX_IMAGE_PIXELS:,} at most; a training takes more with --max-pixels"
+        raise BadImageError(f"too many pixels ({limit})") from error
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+        raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says. Cameras write EXIF that is not well formed: such a picture is shown as it lies."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
+    except Exception:  # whatever Pillow's parser runs into
         return image
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)

@@ -137,8 +137,7 @@ def train_and_publish(
     settings = replace(settings, training=_with_steps(launch, trainer, settings.training))
     trainer.set_steps(settings.training)
     launch.reporter.say(_banner(trainer, facts))
-    if launch.accelerator.is_main_process:
-        write_json(trainer.folder / IN_PROGRESS, as_json(settings))
+    processes.on_main(launch.accelerator, lambda: write_json(trainer.folder / IN_PROGRESS, as_json(settings)))
     launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
     trainer.logged = status.reach
     status.begin(name, trainer.state.record.step, trainer.state.record.total_steps)

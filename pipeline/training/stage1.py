@@ -15,10 +15,20 @@ from pipeline.config.presets import PresetName
 from pipeline.config.training import TrainingConfig
 from pipeline.data.image_set import ImageSet, from_array, load_images, test_files_fingerprint
 from pipeline.data.pictures import write_picture
-from pipeline.data.splits import Split, pixel_variance, save_split, split
+from pipeline.data.record import load_hashes, save_hashes, what_changed, write_skipped
+from pipeline.data.splits import Split, load_split, pixel_variance, save_split, split
 from pipeline.errors import DataError, UsageError
 from pipeline.reporting import Reporter, reporter_for_api
-from pipeline.runs.layout import IN_PROGRESS, RECONSTRUCTIONS, RUNS, SPLIT, RunFolder, is_finished
+from pipeline.runs.layout import (
+    BAD_IMAGES,
+    IMAGE_HASHES,
+    IN_PROGRESS,
+    RECONSTRUCTIONS,
+    RUNS,
+    SPLIT,
+    RunFolder,
+    is_finished,
+)
 from pipeline.runs.lock import locked
 from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, read_config
 from pipeline.runs.status import StatusFile
@@ -175,6 +185,11 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
         if launch.accelerator.is_main_process:
             write_picture(run.vqvae / RECONSTRUCTIONS, picture)
 
+    def record() -> None:
+        save_split(run.vqvae / SPLIT, parts)
+        save_hashes(run.vqvae / IMAGE_HASHES, image_set)
+        write_skipped(run.vqvae / BAD_IMAGES, image_set)
+
     trainer = Trainer(
         task=task,
         data=ImageBatches(image_set, parts, settings.data.flip, seed),
@@ -186,8 +201,7 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
     )
     with locked(run.vqvae, launch.accelerator):
         check_free(run.vqvae, launch.resume)
-        if launch.accelerator.is_main_process:
-            save_split(run.vqvae / SPLIT, parts)
+        processes.on_main(launch.accelerator, record)
         return train_and_publish(launch, status, trainer, run, settings, _facts(settings, image_set, parts), [SPLIT])
 
 
@@ -227,18 +241,17 @@ def load_image_set(
     if config.data in (EMBEDDED, *NAMED) and Path(config.data).is_dir():
         say(f"that is the data set of this name, not the folder here, which is ./{config.data}")
     accelerator, shared = launch.accelerator, launch.accelerator.num_processes > 1
+
+    def read() -> ImageSet:
+        return load_images(config, shared=shared, reporter=launch.reporter)
+
     # The first process of each machine decodes for its others.
     decoded = processes.alike(
-        accelerator,
-        lambda: load_images(config, shared=shared) if accelerator.is_local_main_process else None,
-        lambda _: "",
-        config.data,
+        accelerator, lambda: read() if accelerator.is_local_main_process else None, lambda _: "", config.data
     )
-    image_set = processes.alike(
-        accelerator, lambda: decoded or load_images(config, shared=shared), lambda read: read.fingerprint, config.data
-    )
+    image_set = processes.alike(accelerator, lambda: decoded or read(), lambda found: found.fingerprint, config.data)
     if image_set.skipped:
-        say(f"skipped {len(image_set.skipped)} images, such as {image_set.skipped[0]}")
+        say(f"skipped {len(image_set.skipped):,} images, such as {image_set.skipped[0]} (all: {BAD_IMAGES} in the run)")
     if image_set.passed_over:
         say(f"passed over, as no images that are read: {image_set.passed_over}")
     if config.labels and image_set.names and not image_set.class_names:
@@ -250,11 +263,20 @@ def load_image_set(
 
 def check_unchanged(run: RunFolder, saved: VQVAERun, image_set: ImageSet) -> None:
     """Raise DataError unless the images are those that a run was trained on."""
-    if saved.fingerprint != image_set.fingerprint:
-        raise DataError(
-            f"the images are not those that {run.path} was trained on: fingerprint {image_set.fingerprint[:12]}, "
-            f"trained on {saved.fingerprint[:12]}; bring the old images back, or start a new run with --out"
-        )
+    if saved.fingerprint == image_set.fingerprint:
+        return
+    then, now = images_in_words(saved.model), " x ".join(map(str, image_set.shape))
+    n = sum(map(len, load_split(run.vqvae / SPLIT)))
+    hashes = load_hashes(run.vqvae / IMAGE_HASHES)
+    details = f"there are {len(image_set.images):,} of {now}, and were {n:,} of {then}"
+    if hashes is not None and then == now:
+        changed = what_changed(hashes, image_set)
+        same = "" if n != len(image_set.images) else "the pixels are the same, their order or their classes are not"
+        details += f"; {changed or same}".rstrip("; ")
+    raise DataError(
+        f"the images are not those that {run.path} was trained on: {details}. Bring the old images back, or start a "
+        "new run with --out"
+    )
 
 
 def default_folder(asked: Options) -> Path:

@@ -215,7 +215,7 @@ def test_faults_are_named_in_a_line_or_two_with_an_exit_code(
 
 def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "sample", str(trained), "--n", "3", "--seed", "8", "--out", "there"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     here = generate(trained, 3, seed=8)
     assert torch.equal(load_codes(Path("there/codes/000000-000002.safetensors")).levels[0], here.codes[0])
@@ -368,7 +368,7 @@ def test_a_run_folder_is_not_taken_for_images(trained: Path, command: str) -> No
 
 def test_every_command_about_a_run_takes_the_flag() -> None:
     about_a_run = {name for name, command in main.commands.items() if "run" in {p.name for p in command.params}}
-    assert about_a_run == set(main.commands) - {"train-vqvae", "compare", "doctor", "status"}
+    assert about_a_run == set(main.commands) - {"train-vqvae", "compare", "doctor", "status", "cache"}
     for name in about_a_run:
         assert "--run" in succeeds(name, "--help")
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data.datasets import cache_folder
+from pipeline.data.cache import cache_folder
 from pipeline.data.image_set import from_array, load_images, load_test_images
 from pipeline.data.sources import label_by_folder, open_source
 from pipeline.data.splits import pixel_variance, split
@@ -79,7 +79,7 @@ def test_options_of_natural_types_are_taken(tmp_path: Path) -> None:
 def test_images_are_sorted_as_people_count(tmp_path: Path) -> None:
     for name in ("img10.png", "img9.png", "img1.png"):
         Image.new("L", (4, 4)).save(tmp_path / name)
-    assert open_source(tmp_path).names == ("img1.png", "img9.png", "img10.png")
+    assert open_source(tmp_path, 1).names == ("img1.png", "img9.png", "img10.png")
 
 
 def test_hidden_files_loops_of_links_and_dangling_links_are_passed_over(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_hidden_files_loops_of_links_and_dangling_links_are_passed_over(tmp_path
     (root / "blue sky" / "loop").symlink_to(root)
     (root / "blue sky" / "dangling.png").symlink_to(root / "nothing")
     (root / "notes.txt").write_text("x")
-    assert len(open_source(root).names) == 6
+    assert len(open_source(root, 1).names) == 6
 
 
 def test_bad_images_are_named_or_skipped(tmp_path: Path) -> None:
@@ -133,12 +133,17 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
     assert load_images(DataConfig(data=str(root)), shared=True).passed_over == "2 .heic, 1 .txt, 1 without a suffix"
 
 
-def test_an_image_of_absurd_size_is_named_and_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_absurd_size_is_named_and_not_decoded(tmp_path: Path) -> None:
     root = folder_of_images(tmp_path / "data")
     Image.new("L", (30, 30)).save(root / "grün" / "huge.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # 900 pixels: more than this, less than twice as many
-    with pytest.raises(DataError, match=r"(?s)1 of 7 images.*huge\.png: too many pixels \(600 at most\)"):
-        load_images(DataConfig(data=str(root), image_size="8"))
+    before = Image.MAX_IMAGE_PIXELS
+    for limit in (600, 300):  # 900 pixels: less than twice as many, and more
+        with pytest.raises(
+            DataError, match=rf"(?s)1 of 7 images.*huge\.png: too many pixels \({limit} at most; a training"
+        ):
+            load_images(DataConfig(data=str(root), image_size="8", max_pixels=limit))
+    assert len(load_images(DataConfig(data=str(root), image_size="8", max_pixels=900)).images) == 7
+    assert before == Image.MAX_IMAGE_PIXELS, "Pillow's own limit is as it was"
 
 
 @pytest.mark.parametrize("skip", [False, True])

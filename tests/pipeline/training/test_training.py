@@ -258,7 +258,9 @@ def test_flags_that_contradict_the_saved_run_are_all_named(tmp_path: Path) -> No
 def test_resuming_on_other_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
         stage1(tmp_path / "run", reporter=interrupting(2))
-    with pytest.raises(DataError, match=r"not those that .* was trained on: fingerprint"):
+    with pytest.raises(
+        DataError, match=r"not those that .* was trained on: there are 40 of .*; 40 changed \(image 0, "
+    ):
         train_vqvae(out=tmp_path / "run", images=255 - IMAGES, targets=TARGETS, resume="auto")
 
 
