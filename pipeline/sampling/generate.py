@@ -1,5 +1,6 @@
 """Draw new images: `generate()` into memory, `generate_files()` into a folder, which is what `gen sample` calls."""
 
+import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -19,13 +20,14 @@ from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
 from pipeline.reporting import Reporter, Silent
 from pipeline.runs.layout import RunFolder
-from pipeline.sampling.labels import Label
+from pipeline.sampling.labels import Label, plain
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.request import Request, sample_folder
 from pipeline.sampling.samplers import Sampler
 from pipeline.sampling.samples import Samples, first_codes, missing_parts, save_grid, write_part, written_parts
 from stage2_prior import SamplingOptions
 
+_LONGEST_NAME = 200  # bytes
 _UNWRITTEN = 2  # finished parts that may wait to be written while the next is drawn
 
 
@@ -98,8 +100,14 @@ def generate_files(
 
 def samples_folder(run: RunFolder, seed: int, label: Label) -> Path:
     """Where samples go unless told otherwise."""
-    words = label if label is None or isinstance(label, int | str) else ",".join(map(str, label))
-    return run.samples / (f"seed-{seed}" if label is None else f"seed-{seed}-{str(words).replace('/', '-')}")
+    if label is None:
+        return run.samples / f"seed-{seed}"
+    classes = plain(label)
+    words = str(classes) if isinstance(classes, int | np.integer | str) else ",".join(map(str, classes or ()))
+    name = f"seed-{seed}-{words.replace('/', '-')}"
+    if len(name.encode()) > _LONGEST_NAME:  # file systems allow 255 bytes
+        name = f"seed-{seed}-{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+    return run.samples / name
 
 
 def _request(model: Model, sampler: Sampler, files: FileConfig) -> Request:
@@ -143,7 +151,7 @@ class _Drawing(NamedTuple):
         written = written_parts(self.folder, self.format)
         images = sum(len(gap) for gap in missing_parts(written, self.config.n, self.config.n))
         per_process = max(1, -(-images // accelerator.num_processes))
-        own = min(per_process, self.config.batch_size or self.sampler.batch_size(per_process))
+        own = self.sampler.batch_size(per_process, self.config.batch_size)
         # Free memory differs: all must cut alike, or some images would be drawn twice and others never.
         size = int(accelerator.gather(torch.tensor([own], device=accelerator.device)).min())
         return missing_parts(written, self.config.n, size)
