@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         write_manifest(unfinished, sorted(file.name for file in unfinished.iterdir()))
         unfinished.chmod(0o777 & ~_umask())
         _take_name(unfinished, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -59,11 +59,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         yield unfinished
-        _sync(unfinished)
+        sync(unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _take_name(unfinished: Path, path: Path) -> None:
@@ -78,10 +78,10 @@ def _take_name(unfinished: Path, path: Path) -> None:
 def write_manifest(folder: Path, names: list[str]) -> None:
     """Bring these files to the disk and write down their sizes and hashes. The manifest makes a folder complete."""
     for name in names:
-        _sync(folder / name)
+        sync(folder / name)
     entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
     write_json(folder / MANIFEST, entries)
-    _sync(folder)
+    sync(folder)
 
 
 def verify(folder: Path) -> None:
@@ -219,7 +219,8 @@ def _umask() -> int:
     return current
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -96,9 +96,7 @@ def _score(model: Model, images: Images, label: Label, reporter: Reporter) -> Sc
     return Scores(bits, levels, (bits + torch.cat(pixel_nats) / log(2)) / dims if pixel_nats else None)
 
 
-def surprise_shown(
-    scores: Scores, images: UInt8[Tensor, "n c h w"], chosen: Sequence[int]
-) -> UInt8[np.ndarray, "m c h w"]:
+def surprise_shown(scores: Scores, images: Images, chosen: Sequence[int]) -> UInt8[np.ndarray, "m c h w"]:
     """Where the chosen images surprise: black for nothing, white for the most that a pixel of them costs."""
     bits = scores.surprise_of_pixels((images.shape[2], images.shape[3]))[list(chosen)]
     grey = (255 * bits / max(bits.max(initial=0), 1e-9)).clip(0, 255).round().astype(np.uint8)

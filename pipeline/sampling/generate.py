@@ -19,12 +19,21 @@ from pipeline.config.sampling import GRID_IMAGES, FileConfig, Format, SampleConf
 from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
 from pipeline.reporting import Reporter, Silent
+from pipeline.resources import check_disk
 from pipeline.runs.layout import RunFolder
 from pipeline.sampling.labels import Label, plain
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.request import Request, sample_folder
 from pipeline.sampling.samplers import Sampler
-from pipeline.sampling.samples import Samples, first_codes, missing_parts, save_grid, write_part, written_parts
+from pipeline.sampling.samples import (
+    Samples,
+    bytes_on_disk,
+    first_codes,
+    missing_parts,
+    save_grid,
+    write_part,
+    written_parts,
+)
 from stage2_prior import SamplingOptions
 
 _LONGEST_NAME = 200  # bytes
@@ -83,7 +92,8 @@ def generate_files(
     Finished images are written, a part at a time, while others are drawn. Called again with the same arguments, or
     with a larger `n`, it draws what is missing, and leaves what is there. Processes divide the missing parts, and meet
     only at the end. `options` are the fields of SampleConfig, SamplingOptions and FileConfig. Raises UsageError, also
-    when the folder holds anything else, CheckpointError, and InterruptedRunError on a signal.
+    when the folder holds anything else, CheckpointError, ResourceError where disk or memory do not hold so many images,
+    and InterruptedRunError on a signal.
     """
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
     model = loaded(run, "samples", device, options.get("precision"))
@@ -150,11 +160,17 @@ class _Drawing(NamedTuple):
     def _missing(self, accelerator: Accelerator) -> list[range]:
         written = written_parts(self.folder, self.format)
         images = sum(len(gap) for gap in missing_parts(written, self.config.n, self.config.n))
+        processes.on_main(accelerator, lambda: self._check_disk(images))
         per_process = max(1, -(-images // accelerator.num_processes))
         own = self.sampler.batch_size(per_process, self.config.batch_size)
         # Free memory differs: all must cut alike, or some images would be drawn twice and others never.
         size = int(accelerator.gather(torch.tensor([own], device=accelerator.device)).min())
         return missing_parts(written, self.config.n, size)
+
+    def _check_disk(self, images: int) -> None:
+        needed = images * bytes_on_disk(self.sampler.bytes_per_image, self.format)
+        remedy = "draw fewer with --n, or write them elsewhere with --out"
+        check_disk(self.folder, needed, f"drawing {images:,} images as {self.format}", remedy)
 
     def _draw(self, parts: list[range], interruption: Interruption, reporter: Reporter) -> int:
         """One part after another, until a signal: it is drawn here, and written by a thread."""
