@@ -141,6 +141,10 @@ def score_command(
     _announce(reporter, model, f"score {len(originals):,} images")
     scores = score(model, originals, label=label, reporter=reporter)
     order = scores.order()
+    shown = order[: 2 * COLUMNS]
+    width = min(COLUMNS, len(shown))
+    # Before the lines: a reader such as `head` may leave among them.
+    save_grid(out, interleaved(originals[shown], surprise_shown(scores, originals, shown), width), width)
     for index in order:
         row = {"bits": round(float(scores.bits[index]), 2)}
         if scores.bits_per_dim is not None:
@@ -148,9 +152,6 @@ def score_command(
         columns = [f"{value:>10,.2f} {unit}" for unit, value in row.items()]
         as_text = json.dumps({**row, "image": names[index]})
         say_result(as_text if as_json else "  ".join([*columns, names[index]]))
-    shown = order[: 2 * COLUMNS]
-    width = min(COLUMNS, len(shown))
-    save_grid(out, interleaved(originals[shown], surprise_shown(scores, originals, shown), width), width)
     reporter.say(f"wrote {out}: the {len(shown)} most unusual, each above where its codes surprise")
 
 

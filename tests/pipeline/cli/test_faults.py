@@ -254,3 +254,16 @@ def test_a_run_is_not_left_by_a_refusal(trained: Path, tmp_path: Path) -> None:
         2, "sample", run, "--batch-size", 10**9
     )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("command", ["score", "reconstruct", "encode"])
+def test_what_was_computed_is_there_though_the_reader_has_gone(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def gone(_: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("pipeline.cli.images.say_result", gone)
+    data = pictures(tmp_path / "data", (12, 8), "L", 3)
+    assert "the reader of the output has gone" in fails(141, command, data, "--run", trained, "--out", "new.png")
+    assert Path("new.png").stat().st_size > 0
