@@ -49,7 +49,7 @@ class InterruptedRunError(GenError):
 
 
 class ResourceError(GenError):
-    """More memory or disk than there is."""
+    """More memory or disk than there is, or a folder that cannot be written to."""
 
     exit_code = 6
 

@@ -131,16 +131,21 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 def find_device(name: str | torch.device | None) -> torch.device:
     """A device by its name; without one, that of this process: a GPU where there is one, else the CPU.
 
-    Raises UsageError when there is none of that name here.
+    Raises UsageError when there is none of that name here, or none that computes in float64, as noise does.
     """
     if name is None:
         device: torch.device = start().device
         return device
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=name).device
+        torch.ones(1, device=device, dtype=torch.float64).sum().item()  # torch knows devices that cannot compute this
+    except (RuntimeError, AssertionError, ImportError, TypeError, UserWarning) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name} is not to be had here ({reason}); `gen doctor` lists the devices") from error
+        raise UsageError(
+            f"--device {name} is not to be had here ({reason}); `gen doctor` lists the devices, and --device cpu works "
+            "everywhere"
+        ) from error
+    return device
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     VIEW = 8
     SHIFT = 9
     CANDIDATES = 10
+    SHOWN = 11
 
 
 def number(seed: int, purpose: Purpose, *index: int) -> int:

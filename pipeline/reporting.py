@@ -98,13 +98,17 @@ def reporter_for_command(quiet: bool) -> Reporter:
     """A bar in a terminal, lines elsewhere; nothing if `quiet`, and on all processes but the first."""
     if quiet or not is_main_process():
         return Silent()
-    return Console() if sys.stderr.isatty() else Lines()
+    return Console() if _is_terminal() else Lines()
 
 
 def reporter_for_api() -> Reporter:
     """A bar in a terminal or a notebook; nothing elsewhere, and on all processes but the first."""
     in_notebook = hasattr(builtins, "__IPYTHON__")
-    return Console() if is_main_process() and (sys.stderr.isatty() or in_notebook) else Silent()
+    return Console() if is_main_process() and (_is_terminal() or in_notebook) else Silent()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # None: the caller has closed it
 
 
 def is_main_process() -> bool:

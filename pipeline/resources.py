@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -41,6 +42,16 @@ def check_disk(path: Path, needed: int, what: str, remedy: str) -> None:
         raise ResourceError(
             f"{what} takes about {in_words(needed)} of disk in {path}, and {in_words(free)} are free; {remedy}"
         )
+
+
+def check_writable(path: Path) -> None:
+    """Raise ResourceError unless a file or folder of this name can be made. Nothing is left behind."""
+    try:
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        path.exists()  # which no name is that is too long
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
 
 
 def in_words(size: int) -> str:

@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         write_manifest(unfinished, sorted(file.name for file in unfinished.iterdir()))
         unfinished.chmod(0o777 & ~_umask())
         _take_name(unfinished, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -59,11 +59,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         yield unfinished
-        _sync(unfinished)
+        sync(unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _take_name(unfinished: Path, path: Path) -> None:
@@ -78,10 +78,10 @@ def _take_name(unfinished: Path, path: Path) -> None:
 def write_manifest(folder: Path, names: list[str]) -> None:
     """Bring these files to the disk and write down their sizes and hashes. The manifest makes a folder complete."""
     for name in names:
-        _sync(folder / name)
+        sync(folder / name)
     entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
     write_json(folder / MANIFEST, entries)
-    _sync(folder)
+    sync(folder)
 
 
 def verify(folder: Path) -> None:
@@ -140,14 +140,32 @@ def validated(path: Path, content: JsonObject, kind: type[T]) -> T:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, readable as the umask says (the library would make it private)."""
+    """Write a safetensors file, readable as the umask says (the library would make it private).
+
+    Equal contents make equal bytes: the library writes metadata in an order that changes from process to process.
+    """
     contents = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
     try:
         save_file(contents, path, dict(metadata or {}))
     except SafetensorError as error:  # it hides the system's error, which most often is a full disk
         size = sum(value.nbytes for value in contents.values())
         raise OSError(None, f"{size:,} bytes of tensors could not be written ({error})", str(path)) from error
+    _order_metadata(path)
     path.chmod(0o666 & ~_umask())
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the metadata in the header of a safetensors file: 8 bytes of its length, then JSON that spaces fill up."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        ordered = {
+            key: dict(sorted(value.items())) if key == "__metadata__" else value for key, value in header.items()
+        }
+        content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(content) <= size, "the same JSON, as compact as the library writes it"
+        file.seek(8)
+        file.write(content.ljust(size))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -207,7 +225,8 @@ def _umask() -> int:
     return current
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

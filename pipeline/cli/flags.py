@@ -9,6 +9,7 @@ from typing import Literal, ParamSpec, Union, get_args, get_origin, get_type_hin
 import click
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from pydantic.fields import FieldInfo
 
 from pipeline.config.options import Options, given, option_fields
@@ -16,6 +17,8 @@ from pipeline.data import pixels
 from pipeline.data.sources import SUFFIXES
 from pipeline.errors import UsageError
 from pipeline.reporting import is_main_process
+from pipeline.resources import check_writable
+from pipeline.storage import atomic_file
 
 P = ParamSpec("P")
 Command = Callable[P, None]
@@ -95,19 +98,21 @@ def say_result(text: str) -> None:
 
 
 def check_is_new(path: Path) -> None:
-    """Raise UsageError when there is something of that name already."""
-    if path.exists():
+    """Raise UsageError when there is something of that name already, and ResourceError when nothing can be written."""
+    check_writable(path)
+    if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists already; choose another --out")
 
 
 def check_out_is_new_picture(out: Path) -> None:
-    """Raise UsageError unless a picture can be written under this name."""
+    """Raise UsageError, or ResourceError, unless a picture can be written under this name."""
     check_is_new(out)
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out {out} is no picture's name; end it in .png")
 
 
 def save_grid(out: Path, images: UInt8[np.ndarray, "n c h w"], columns: int) -> None:
-    """Write images as one picture."""
+    """Write images as one picture, under its name only once it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    pixels.grid(images, columns).save(out)
+    with atomic_file(out) as unfinished:
+        pixels.grid(images, columns).save(unfinished, format=Image.registered_extensions()[out.suffix.lower()])

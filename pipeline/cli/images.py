@@ -2,10 +2,14 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from pipeline.cli.flags import (
     check_is_new,
@@ -16,18 +20,17 @@ from pipeline.cli.flags import (
     save_grid,
     say_result,
 )
-from pipeline.cli.inputs import images_like, images_of_paths
+from pipeline.cli.inputs import images_like, images_of_paths, in_batches
 from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.data.pictures import COLUMNS, interleaved
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.evaluation.score import score, surprise_shown
+from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter, reporter_for_command, table
 from pipeline.runs.saved import codes_in_words, images_in_words
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.samples import Samples
-from pipeline.storage import load_metadata
-
-_MOST_SHOWN = 64  # images in a picture of reconstructions
+from pipeline.storage import atomic_file, load_metadata
 
 images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
 
@@ -38,29 +41,73 @@ images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAG
 @device_option
 @click.option("--out", type=click.Path(path_type=Path), default="reconstructions.png", show_default=True)
 @click.option("--levels", type=click.IntRange(1), help="Of several levels of codes the first ones only.")
+@click.option("--n", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Images in the picture.")
+@click.option("--random", "at_random", is_flag=True, help="Images drawn at random in place of the first.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of --random [default: 0].")
 @quiet_option
 def reconstruct_command(
-    paths: tuple[Path, ...], run: Path | None, device: str | None, out: Path, levels: int | None, quiet: bool
+    paths: tuple[Path, ...],
+    run: Path | None,
+    device: str | None,
+    out: Path,
+    levels: int | None,
+    n: int,
+    at_random: bool,
+    seed: int | None,
+    quiet: bool,
 ) -> None:
-    """Show images (files, folders or .zips) above what their codes keep of them."""
+    """Show images (files, folders or .zips) above what their codes keep of them.
+
+    The PSNR is that of all images given, also of those that the picture does not show.
+    """
     check_out_is_new_picture(out)
+    if seed is not None and not at_random:
+        raise UsageError(f"--seed {seed} says which images --random draws; add --random, or leave it out")
     model = loaded(run, "vqvae", device)
-    if levels is not None and levels > model.vqvae.config.model.levels:
-        raise UsageError(
-            f"--levels {levels}: the codes of {model.run.folder.path} have {model.vqvae.config.model.levels}"
-        )
-    everything = images_of_paths(model.vqvae.config, paths)[0]
-    originals = everything[:_MOST_SHOWN]
-    _announce(reporter_for_command(quiet), model, f"reconstruct {len(originals)} images")
-    restored = model.reconstruct(originals, levels)
-    columns = min(COLUMNS, len(originals))
-    save_grid(out, interleaved(originals.numpy(), restored.numpy(), columns), columns)
-    error = max(1e-12, float((originals.double() - restored.double()).div(255).square().mean()))
-    psnr = -10 * math.log10(error)
+    model.check_levels(levels)
+    parts = images_of_paths(model.vqvae.config, paths)[0]
+    total = sum(map(len, parts))
+    reporter = reporter_for_command(quiet)
+    _announce(reporter, model, f"reconstruct {total:,} images")
+    drawn = stream(seed or 0, Purpose.SHOWN).choice(total, min(n, total), replace=False) if at_random else range(n)
+    done = _reconstruct(model, parts, levels, {int(index) for index in drawn}, reporter)
+    columns = min(COLUMNS, len(done.originals))
+    save_grid(out, interleaved(done.originals, done.restored, columns), columns)
+    shown = len(done.originals)
     those = (
-        f"the first {len(originals)} of {len(everything):,}" if len(everything) > _MOST_SHOWN else f"{len(originals)}"
+        f"{shown}" if shown == total else f"{shown} of {total:,}" if at_random else f"the first {shown} of {total:,}"
     )
-    say_result(f"wrote {out}: {those} images, each above its reconstruction; PSNR {psnr:.2f} dB")
+    say_result(
+        f"wrote {out}: {those} images, each above its reconstruction; PSNR {done.psnr:.2f} dB over all {total:,} given"
+    )
+
+
+class _Reconstructed(NamedTuple):
+    """Images to be shown and their reconstructions, uint8 (n, c, h, w), and the PSNR (dB) over all images."""
+
+    originals: UInt8[np.ndarray, "n c h w"]
+    restored: UInt8[np.ndarray, "n c h w"]
+    psnr: float
+
+
+def _reconstruct(
+    model: Model,
+    parts: Sequence[UInt8[np.ndarray, "_ c h w"]],
+    levels: int | None,
+    shown: set[int],
+    reporter: Reporter,
+) -> _Reconstructed:
+    """Reconstruct all images a batch at a time, and keep those at the indices `shown`."""
+    size, total = model.images_at_a_time, sum(map(len, parts))
+    batches, pairs, error = in_batches(parts, size), [], 0.0
+    for step in reporter.steps(range(-(-total // size)), "reconstruct"):
+        originals = next(batches)
+        restored = model.reconstruct(originals, levels).numpy()
+        error += float(np.square(originals.astype(np.float64) - restored).sum())
+        pairs += [(originals[i], restored[i]) for i in range(len(originals)) if step * size + i in shown]
+    mean = error / (total * model.vqvae.config.model.values * 255**2)
+    first, second = (np.stack(images) for images in zip(*pairs, strict=True))
+    return _Reconstructed(first, second, -10 * math.log10(max(1e-12, mean)))
 
 
 @click.command("score")
@@ -88,10 +135,16 @@ def score_command(
     check_out_is_new_picture(out)
     reporter = reporter_for_command(quiet)
     model = loaded(run, "samples", device)
-    originals, names = images_of_paths(model.vqvae.config, paths)
+    parts, names = images_of_paths(model.vqvae.config, paths)
+    originals = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    del parts
     _announce(reporter, model, f"score {len(originals):,} images")
     scores = score(model, originals, label=label, reporter=reporter)
     order = scores.order()
+    shown = order[: 2 * COLUMNS]
+    width = min(COLUMNS, len(shown))
+    # Before the lines: a reader such as `head` may leave among them.
+    save_grid(out, interleaved(originals[shown], surprise_shown(scores, originals, shown), width), width)
     for index in order:
         row = {"bits": round(float(scores.bits[index]), 2)}
         if scores.bits_per_dim is not None:
@@ -99,9 +152,6 @@ def score_command(
         columns = [f"{value:>10,.2f} {unit}" for unit, value in row.items()]
         as_text = json.dumps({**row, "image": names[index]})
         say_result(as_text if as_json else "  ".join([*columns, names[index]]))
-    shown = order[: 2 * COLUMNS]
-    width = min(COLUMNS, len(shown))
-    save_grid(out, interleaved(originals[shown].numpy(), surprise_shown(scores, originals, shown), width), width)
     reporter.say(f"wrote {out}: the {len(shown)} most unusual, each above where its codes surprise")
 
 
@@ -118,12 +168,13 @@ def encode_command(data: str, run: Path | None, device: str | None, out: Path, q
     model = loaded(run, "vqvae", device)
     images = images_like(model.vqvae.config, data)
     _announce(reporter, model, f"encode {len(images.images):,} images of {data}")
-    codes = model.encode(torch.from_numpy(images.images.copy()), reporter)
+    codes = model.encode(images.images, reporter)
     dtype = code_dtype(model.vqvae.config.model)
     labels = None if images.labels is None else torch.from_numpy(images.labels)
     out.parent.mkdir(parents=True, exist_ok=True)
     maps = CodeMaps(tuple(level.to(dtype) for level in codes), labels)
-    save_codes(out, maps, {"codes_sha256": model.vqvae.codes_sha256, "fingerprint": images.fingerprint})
+    with atomic_file(out) as unfinished:
+        save_codes(unfinished, maps, {"codes_sha256": model.vqvae.codes_sha256, "fingerprint": images.fingerprint})
     sizes = " + ".join(f"{level.shape[-2]} x {level.shape[-1]}" for level in maps.levels)
     back = f"gen decode {out} --run {model.run.folder.path} --out DIR"
     say_result(f"wrote {out}: {len(maps):,} code maps, {sizes}; back to images: {back}")

@@ -1,12 +1,11 @@
 """Images that a command is given, made as stage 1 of a run takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
 from pipeline.config.data import DataConfig
 from pipeline.data.image_set import ImageSet, load_images
@@ -26,8 +25,9 @@ def images_like(config: VQVAERun, data: str) -> ImageSet:
     return load_images(DataConfig(data=data, image_size=size, colour=colour, max_pixels=config.data.max_pixels))
 
 
-def images_of_paths(config: VQVAERun, paths: Sequence[Path]) -> tuple[UInt8[Tensor, "n c h w"], list[str]]:
-    """The images of several paths, and what to call each: a file by its path, others by name or number."""
+def images_of_paths(config: VQVAERun, paths: Sequence[Path]) -> tuple[list[UInt8[np.ndarray, "_ c h w"]], list[str]]:
+    """The images of several paths, an array for each, and what to call each image: a file by its path, others by name
+    or number."""
     sets = [images_like(config, str(path)) for path in paths]
     names = []
     for path, image_set in zip(paths, sets, strict=True):
@@ -35,7 +35,14 @@ def images_of_paths(config: VQVAERun, paths: Sequence[Path]) -> tuple[UInt8[Tens
             names.append(str(path))
         else:
             names += [f"{path}/{name}" for name in image_set.names or map(str, range(len(image_set.images)))]
-    return torch.cat([torch.from_numpy(image_set.images.copy()) for image_set in sets]), names
+    return [image_set.images for image_set in sets], names
+
+
+def in_batches(parts: Sequence[UInt8[np.ndarray, "_ c h w"]], size: int) -> Iterator[UInt8[np.ndarray, "m c h w"]]:
+    """The images of several arrays one after another, so many at a time."""
+    images = chain.from_iterable(parts)
+    while batch := list(islice(images, size)):
+        yield np.stack(batch)
 
 
 def single_image(path: Path, images: ImageSet) -> UInt8[np.ndarray, "c h w"]:

@@ -1,7 +1,10 @@
 """The command `gen`: its commands, and what becomes of their faults."""
 
+import os
+import signal
 import sys
 import traceback
+from typing import Any
 
 import click
 
@@ -20,6 +23,22 @@ _LESS_MEMORY = {
 class _Group(click.Group):
     """Prints a fault that a person can mend in a line or two, and exits with its code; `--debug` adds the traceback."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command, and say in one form what click and we ourselves find wrong."""
+        _open_closed_streams()
+        try:
+            sys.exit(super().main(*arguments, **{**options, "standalone_mode": False}))
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            context = error.ctx if isinstance(error, click.UsageError) else None
+            more = f"; `{context.command_path} --help` lists what there is" if context else ""
+            click.echo(f"gen: error: {error.format_message().rstrip('.')}{more}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(128 + signal.SIGINT)
+
     def invoke(self, context: click.Context) -> None:
         try:
             super().invoke(context)
@@ -36,6 +55,16 @@ class _Group(click.Group):
             as_asked = exit_code(error) == 0 or was_stopped(error)
             click.echo(f"gen: {'' if as_asked else 'error: '}{message}", err=True)
             sys.exit(exit_code(error))
+
+
+def _open_closed_streams() -> None:
+    """Let what goes to a stream that the caller has closed go nowhere: it is no reason to stop.
+
+    Else the next file that is opened would take its number, and what a library prints would land in that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _fault(error: Exception, command: str) -> str:

@@ -7,6 +7,11 @@ from pydantic.dataclasses import dataclass
 
 GRID_IMAGES = 64  # images shown in grid.png, and drawn unless told otherwise
 
+_MOST_IMAGES = 10**9  # more are no request that a machine could answer
+_MOST_AT_A_TIME = 2**20
+_MOST_COMPLETIONS = 10**6
+_LARGEST_SEED = 2**63 - 1
+
 Format = Literal["png", "zip", "safetensors"]
 FloatPrecision = Literal["float32", "float64"]
 
@@ -15,11 +20,14 @@ FloatPrecision = Literal["float32", "float64"]
 class SampleConfig:
     """How many images are drawn, and how the work is cut; none of it but the seed changes an image."""
 
-    n: int = Field(default=GRID_IMAGES, ge=1, description="Images to draw.")
-    seed: int = Field(default=0, ge=0, description="Seed: image i of a seed is always the same picture.")
+    n: int = Field(default=GRID_IMAGES, ge=1, le=_MOST_IMAGES, description="Images to draw.")
+    seed: int = Field(
+        default=0, ge=0, le=_LARGEST_SEED, description="Seed: image i of a seed is always the same picture."
+    )
     batch_size: int | None = Field(
         default=None,
         ge=1,
+        le=_MOST_AT_A_TIME,
         description="Images drawn at a time by each process [default: as memory allows, 256 at most].",
     )
     precision: FloatPrecision = Field(
@@ -40,10 +48,11 @@ class FileConfig:
 class CompleteConfig:
     """How many completions, and with how much care."""
 
-    n: int = Field(default=8, ge=1, description="Completions to draw.")
+    n: int = Field(default=8, ge=1, le=_MOST_COMPLETIONS, description="Completions to draw.")
     candidates: int = Field(
         default=1,
         ge=1,
+        le=_MOST_COMPLETIONS,
         description="Draws for each completion, of which one is chosen by how well it fits what is kept after it.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the drawn codes.")
+    seed: int = Field(default=0, ge=0, le=_LARGEST_SEED, description="Seed of the drawn codes.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.reporting import Reporter, Silent
+from pipeline.sampling.inputs import Images, batch_of, check_images
 from pipeline.sampling.labels import Label, class_probabilities
 from pipeline.sampling.model import Model, loaded
 from stage2_prior import mixture_bits
@@ -54,7 +55,7 @@ class Scores:
 
 def score(
     run: str | Path | Model | None,
-    images: UInt8[np.ndarray, "n c h w"] | UInt8[Tensor, "n c h w"],
+    images: Images,
     *,
     label: Label = None,
     device: str | torch.device | None = None,
@@ -70,18 +71,21 @@ def score(
     model = loaded(run, "samples", device)
     if not model.priors:
         raise UsageError("the codes of this run are numbers, and no prior says how probable they are")
+    given = check_images(images, model.vqvae.config.model)
+    if not len(given):
+        raise UsageError("there are no images to score; give one at least")
     with stage_errors_as_usage(), torch.no_grad():
-        return _score(model, torch.as_tensor(images), label, reporter or Silent())
+        return _score(model, given, label, reporter or Silent())
 
 
-def _score(model: Model, images: UInt8[Tensor, "n c h w"], label: Label, reporter: Reporter) -> Scores:
+def _score(model: Model, images: Images, label: Label, reporter: Reporter) -> Scores:
     probabilities = class_probabilities(label, model.priors[0].config)
     priors = [prior.network for prior in model.priors]
     logits = max(prior.config.num_codes * prior.config.positions for prior in priors)
-    batches = torch.split(images, max(1, min(_MOST_AT_A_TIME, _LOGITS // logits)))
+    size = max(1, min(_MOST_AT_A_TIME, _LOGITS // logits))
     surprise, pixel_nats = [], []
-    for step in reporter.steps(range(len(batches)), "score"):
-        batch = batches[step].to(model.device)
+    for step in reporter.steps(range(-(-len(images) // size)), "score"):
+        batch = batch_of(images, step * size, size).to(model.device)
         codes = model.vqvae.network.encode(batch)
         nats = model.vqvae.network.pixel_nats(batch, codes)
         surprise.append(mixture_bits(priors, codes, probabilities))
@@ -92,9 +96,7 @@ def _score(model: Model, images: UInt8[Tensor, "n c h w"], label: Label, reporte
     return Scores(bits, levels, (bits + torch.cat(pixel_nats) / log(2)) / dims if pixel_nats else None)
 
 
-def surprise_shown(
-    scores: Scores, images: UInt8[Tensor, "n c h w"], chosen: Sequence[int]
-) -> UInt8[np.ndarray, "m c h w"]:
+def surprise_shown(scores: Scores, images: Images, chosen: Sequence[int]) -> UInt8[np.ndarray, "m c h w"]:
     """Where the chosen images surprise: black for nothing, white for the most that a pixel of them costs."""
     bits = scores.surprise_of_pixels((images.shape[2], images.shape[3]))[list(chosen)]
     grey = (255 * bits / max(bits.max(initial=0), 1e-9)).clip(0, 255).round().astype(np.uint8)

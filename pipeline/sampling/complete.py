@@ -15,6 +15,8 @@ from pipeline.config.sampling import CompleteConfig
 from pipeline.data.code_maps import join_levels
 from pipeline.errors import UsageError
 from pipeline.randomness import Purpose, stream
+from pipeline.resources import check_memory
+from pipeline.sampling.inputs import as_array
 from pipeline.sampling.labels import Label, labels_of
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.samplers import CodeSampler
@@ -62,7 +64,7 @@ def complete(
     alone, and are decoded together with it. Images are decoded from codes, kept pixels too.
 
     `run`: a folder, a loaded run, or by default the newest. `options` are the fields of CompleteConfig and
-    SamplingOptions. Raises UsageError, CheckpointError.
+    SamplingOptions. Raises UsageError, CheckpointError, and ResourceError for more than memory holds.
     """
     config, sampling = build(options, CompleteConfig, SamplingOptions)
     model = loaded(run, "samples", device)
@@ -93,8 +95,8 @@ class Part(NamedTuple):
 def _part(model: Model, image: np.ndarray | Tensor, kept: np.ndarray | Tensor | str) -> Part:
     config = model.vqvae.config.model
     size = (config.height, config.width)
-    pixels = _as_array(image)
-    mask = kept_side(kept, size) if isinstance(kept, str) else _as_array(kept)
+    pixels = as_array(image, "the image")
+    mask = kept_side(kept, size) if isinstance(kept, str) else as_array(kept, "the mask")
     wrong = [
         f"the {name} is {given.dtype} {given.shape}, and must be {dtype} {shape}"
         for name, given, dtype, shape in (
@@ -115,10 +117,6 @@ def _part(model: Model, image: np.ndarray | Tensor, kept: np.ndarray | Tensor | 
         patch = f"{size[0] // config.grids[-1][0]}x{size[1] // config.grids[-1][1]}"
         raise UsageError(f"{nothing} is kept of the codes, whose patches have {patch} pixels; keep another part")
     return Part(mask, known, context)
-
-
-def _as_array(given: np.ndarray | Tensor) -> np.ndarray:
-    return given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
 
 
 def kept_side(keep: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -169,6 +167,12 @@ def _candidates(
 ) -> tuple[Codes, Float[Tensor, "n candidates"]]:
     """Candidates, as many at a time as memory allows, and ln of their importance weights: the probability of the known
     codes, less what the choice of the class has used of it already."""
+    check_memory(
+        torch.device("cpu"),
+        2 * n * candidates * sampler.bytes_per_image,
+        f"drawing {n:,} completions from {candidates:,} candidates each",
+        "choose a smaller --n or --candidates",
+    )
     indices = np.arange(n * candidates)
     config = sampler.priors[0].config
     proposal = _propose(sampler, part, candidates) if sampler.label is None and config.class_names else None

@@ -1,5 +1,6 @@
 """Draw new images: `generate()` into memory, `generate_files()` into a folder, which is what `gen sample` calls."""
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,19 +17,29 @@ from accelerate import Accelerator
 from pipeline import processes
 from pipeline.config.arguments import GenerateArguments, GenerateFilesArguments
 from pipeline.config.options import build
-from pipeline.config.sampling import GRID_IMAGES, FileConfig, Format, SampleConfig
+from pipeline.config.sampling import GRID_IMAGES, FileConfig, FloatPrecision, Format, SampleConfig
 from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
 from pipeline.reporting import Reporter, Silent
+from pipeline.resources import check_disk
 from pipeline.runs.layout import RunFolder
 from pipeline.runs.status import StatusFile
-from pipeline.sampling.labels import Label
+from pipeline.sampling.labels import Label, plain
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.request import Request, sample_folder
 from pipeline.sampling.samplers import Sampler
-from pipeline.sampling.samples import Samples, first_codes, missing_parts, save_grid, write_part, written_parts
+from pipeline.sampling.samples import (
+    Samples,
+    bytes_on_disk,
+    first_codes,
+    missing_parts,
+    save_grid,
+    write_part,
+    written_parts,
+)
 from stage2_prior import SamplingOptions
 
+_LONGEST_NAME = 200  # bytes
 _UNWRITTEN = 2  # finished parts that may wait to be written while the next is drawn
 
 
@@ -50,15 +61,32 @@ def generate(
     CheckpointError.
     """
     config, sampling = build({"n": n, **options}, SampleConfig, SamplingOptions)
-    model = loaded(run, "samples", device, options.get("precision"))
+    accelerator = processes.start()
+    model = _loaded_alike(run, device, options.get("precision"), accelerator)
     return model.sample(
         config.n,
         seed=config.seed,
         label=label,
         batch_size=config.batch_size,
         options=sampling,
-        accelerator=processes.start(),
+        accelerator=accelerator,
         reporter=reporter,
+    )
+
+
+def _loaded_alike(
+    run: str | Path | Model | None,
+    device: str | torch.device | None,
+    precision: FloatPrecision | None,
+    accelerator: Accelerator,
+) -> Model:
+    """The same run on every process. Raises what `loaded` raises, and UsageError where processes see different runs."""
+
+    def hashes(model: Model) -> str:
+        return " ".join([model.vqvae.codes_sha256, model.vqvae.decoder_sha256, *(p.sha256 for p in model.priors)])
+
+    return processes.alike(
+        accelerator, lambda: loaded(run, "samples", device, precision), hashes, f"the run {run or 'to sample from'}"
     )
 
 
@@ -84,20 +112,24 @@ def generate_files(
     Finished images are written, a part at a time, while others are drawn. Called again with the same arguments, or
     with a larger `n`, it draws what is missing, and leaves what is there. Processes divide the missing parts, and meet
     only at the end. `options` are the fields of SampleConfig, SamplingOptions and FileConfig. Raises UsageError, also
-    when the folder holds anything else, CheckpointError, and InterruptedRunError on a signal.
+    when the folder holds anything else, CheckpointError, ResourceError where disk or memory do not hold so many images,
+    and InterruptedRunError on a signal.
     """
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
-    model = loaded(run, "samples", device, options.get("precision"))
     accelerator = processes.start()
+    model = _loaded_alike(run, device, options.get("precision"), accelerator)
     sampler = model.sampler(seed=config.seed, label=label, options=sampling)
     folder = Path(out) if out else samples_folder(model.run.folder, config.seed, label)
     say = reporter or Silent()
     request = _request(model, sampler, files)
     with sample_folder(folder, request, accelerator), _status_kept(model.run.folder, folder, accelerator, say):
         new = _Drawing(sampler, folder, config, files.format).run(accelerator, say)
-        if accelerator.is_main_process:
+
+        def show() -> None:
             codes = first_codes(folder, written_parts(folder, files.format), GRID_IMAGES)
             save_grid(folder, model.decode(codes))
+
+        processes.on_main(accelerator, show)
     return Generated(folder, config.n, new)
 
 
@@ -115,8 +147,14 @@ def _status_kept(run: RunFolder, folder: Path, accelerator: Accelerator, reporte
 
 def samples_folder(run: RunFolder, seed: int, label: Label) -> Path:
     """Where samples go unless told otherwise."""
-    words = label if label is None or isinstance(label, int | str) else ",".join(map(str, label))
-    return run.samples / (f"seed-{seed}" if label is None else f"seed-{seed}-{str(words).replace('/', '-')}")
+    if label is None:
+        return run.samples / f"seed-{seed}"
+    classes = plain(label)
+    words = str(classes) if isinstance(classes, int | np.integer | str) else ",".join(map(str, classes or ()))
+    name = f"seed-{seed}-{words.replace('/', '-')}"
+    if len(name.encode()) > _LONGEST_NAME:  # file systems allow 255 bytes
+        name = f"seed-{seed}-{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+    return run.samples / name
 
 
 def _request(model: Model, sampler: Sampler, files: FileConfig) -> Request:
@@ -159,11 +197,17 @@ class _Drawing(NamedTuple):
     def _missing(self, accelerator: Accelerator) -> list[range]:
         written = written_parts(self.folder, self.format)
         images = sum(len(gap) for gap in missing_parts(written, self.config.n, self.config.n))
+        processes.on_main(accelerator, lambda: self._check_disk(images))
         per_process = max(1, -(-images // accelerator.num_processes))
-        own = min(per_process, self.config.batch_size or self.sampler.batch_size(per_process))
+        own = self.sampler.batch_size(per_process, self.config.batch_size)
         # Free memory differs: all must cut alike, or some images would be drawn twice and others never.
         size = int(accelerator.gather(torch.tensor([own], device=accelerator.device)).min())
         return missing_parts(written, self.config.n, size)
+
+    def _check_disk(self, images: int) -> None:
+        needed = images * bytes_on_disk(self.sampler.bytes_per_image, self.format)
+        remedy = "draw fewer with --n, or write them elsewhere with --out"
+        check_disk(self.folder, needed, f"drawing {images:,} images as {self.format}", remedy)
 
     def _draw(self, parts: list[range], interruption: Interruption, reporter: Reporter) -> int:
         """One part after another, until a signal: it is drawn here, and written by a thread."""

@@ -14,7 +14,11 @@ from pipeline.runs.saved import PriorRun
 
 BALANCED = "balanced"
 
-Label: TypeAlias = int | str | Sequence[int | str] | None
+Label: TypeAlias = (
+    int | np.integer | str | Sequence[int | np.integer | str] | Int[np.ndarray, "m"] | Int[Tensor, "m"] | None
+)
+
+_MOST_DIGITS = 9  # of a class by its number
 
 
 def labels_of(
@@ -60,7 +64,7 @@ def check_label(label: Label, config: PriorRun) -> None:
         class_numbers(label, config.class_names)
 
 
-def class_numbers(label: int | str | Sequence[int | str], names: tuple[str, ...]) -> list[int]:
+def class_numbers(label: Label, names: tuple[str, ...]) -> list[int]:
     """Classes by name or number: one, several, a text of several between commas, or `balanced` for all.
 
     >>> names = ("cat", "dog", "bird")
@@ -71,17 +75,23 @@ def class_numbers(label: int | str | Sequence[int | str], names: tuple[str, ...]
 
     Raises UsageError with all that do not exist.
     """
+    label = plain(label)
     if label == BALANCED and BALANCED not in names:
         return list(range(len(names)))
-    wanted = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
+    wanted: list[object] = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
     if isinstance(label, str) and _number(label, names) is None:
         wanted = [part.strip() for part in label.split(",")]
-    numbers = {one: _number(one, names) for one in wanted}
-    unknown = [repr(one) for one, number in numbers.items() if number is None]
+    numbers = [_number(one, names) for one in wanted]
+    unknown = [f"{one!r:.60}" for one, number in zip(wanted, numbers, strict=True) if number is None]
     if unknown or not wanted:
-        missing = " and ".join(unknown) or "asked for"
+        missing = " and ".join(dict.fromkeys(unknown)) or "named"
         raise UsageError(f"there is no class {missing}; the classes are {', '.join(names)} (or 0 to {len(names) - 1})")
-    return [number for one in wanted if (number := numbers[one]) is not None]
+    return [number for number in numbers if number is not None]
+
+
+def plain(label: Label) -> Label:
+    """The same classes, with an array or a tensor as numbers of Python."""
+    return label.tolist() if isinstance(label, np.ndarray | np.generic | Tensor) else label
 
 
 def in_words(label: Label, names: tuple[str, ...]) -> str | None:
@@ -89,9 +99,12 @@ def in_words(label: Label, names: tuple[str, ...]) -> str | None:
     return None if label is None else ", ".join(names[number] for number in class_numbers(label, names))
 
 
-def _number(label: int | str, names: tuple[str, ...]) -> int | None:
-    if label in names:
-        return names.index(str(label))
-    if str(label).isascii() and str(label).isdigit() and int(label) < len(names):
-        return int(label)
-    return None
+def _number(label: object, names: tuple[str, ...]) -> int | None:
+    if isinstance(label, str):
+        if label in names:
+            return names.index(label)
+        is_number = label.isascii() and label.isdigit() and len(label) <= _MOST_DIGITS
+        label = int(label) if is_number else None
+    if not isinstance(label, int | np.integer) or isinstance(label, bool):
+        return None
+    return int(label) if 0 <= label < len(names) else None

@@ -10,17 +10,20 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from pipeline import processes
-from pipeline.config.sampling import FloatPrecision
+from pipeline.config.options import build
+from pipeline.config.sampling import FloatPrecision, SampleConfig
 from pipeline.data.code_maps import join_levels
 from pipeline.errors import CheckpointError, UsageError, stage_errors_as_usage
 from pipeline.reporting import Reporter, Silent
+from pipeline.resources import check_memory
 from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, load_priors, load_vqvae
 from pipeline.runs.opening import Needed, Run, open_run
 from pipeline.runs.saved import codes_in_words, images_in_words
+from pipeline.sampling.inputs import Images, batch_of, check_codes, check_images
 from pipeline.sampling.labels import Label
 from pipeline.sampling.samplers import CodeSampler, LatentSampler, Sampler
 from pipeline.sampling.samples import Samples, join
-from stage1_vqvae import Codes, VQVAEConfig
+from stage1_vqvae import Codes
 from stage2_prior import SamplingOptions
 
 _PIXELS = 2**22  # of images encoded or decoded at a time
@@ -52,42 +55,55 @@ class Model:
         """The precision of the weights."""
         return "float64" if self.vqvae.network.data_variance.dtype == torch.float64 else "float32"
 
-    def encode(
-        self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], reporter: Reporter | None = None
-    ) -> Codes:
-        """Codes of images, a tensor a level (see VQVAE.encode). Raises UsageError when they do not fit."""
-        batches = torch.split(torch.as_tensor(images), _images_at_a_time(self.vqvae.config.model))
-        steps = (reporter or Silent()).steps(range(len(batches)), "encode")
+    def encode(self, images: Images, reporter: Reporter | None = None) -> Codes:
+        """Codes of images, uint8 (n, c, h, w), a tensor a level (see VQVAE.encode). Raises UsageError when they do not
+        fit."""
+        given, size = check_images(images, self.vqvae.config.model), self.images_at_a_time
+        steps = (reporter or Silent()).steps(range(max(1, -(-len(given) // size))), "encode")
         with stage_errors_as_usage():
-            parts = [self.vqvae.network.encode(batches[step].to(self.device)) for step in steps]
-        return tuple(level.cpu() for level in join_levels(parts))
+            batches = (batch_of(given, step * size, size).to(self.device) for step in steps)
+            parts = [tuple(level.cpu() for level in self.vqvae.network.encode(batch)) for batch in batches]
+        return join_levels(parts)
 
     def decode(self, codes: Codes, reporter: Reporter | None = None) -> UInt8[Tensor, "n c h w"]:
         """Images of codes. Raises UsageError when they do not fit."""
-        if len({len(level) for level in codes}) != 1:
-            raise UsageError(
-                f"codes of as many images at every level are needed; got {[len(level) for level in codes]}"
-            )
-        size = _images_at_a_time(self.vqvae.config.model)
-        batches = list(zip(*(torch.split(level, size) for level in codes), strict=True))
+        levels = check_codes(codes, self.vqvae.config.model)
+        batches = list(zip(*(torch.split(level, self.images_at_a_time) for level in levels), strict=True))
         steps = (reporter or Silent()).steps(range(len(batches)), "decode")
         with stage_errors_as_usage():
             on_device = (tuple(level.to(self.device) for level in batches[step]) for step in steps)
             return torch.cat([self.vqvae.network.decode(batch).cpu() for batch in on_device])
 
-    def reconstruct(
-        self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], levels: int | None = None
-    ) -> UInt8[Tensor, "n c h w"]:
-        """What the codes keep of images; with `levels`, those of the first levels, the others at their mean."""
+    def reconstruct(self, images: Images, levels: int | None = None) -> UInt8[Tensor, "n c h w"]:
+        """What the codes keep of images; with `levels`, those of the first levels, the others at their mean.
+
+        Raises UsageError when the images do not fit, or the codes have not so many levels.
+        """
+        self.check_levels(levels)
         return self.decode(self.encode(images)[:levels])
+
+    def check_levels(self, levels: int | None) -> None:
+        """Raise UsageError unless the codes have so many levels."""
+        there = self.vqvae.config.model.levels
+        if levels is not None and not (isinstance(levels, int | np.integer) and 1 <= levels <= there):
+            raise UsageError(f"--levels {levels!r:.30}: the codes of {self.run.folder.path} have {there}")
+
+    @property
+    def images_at_a_time(self) -> int:
+        """Images encoded or decoded at a time."""
+        config = self.vqvae.config.model
+        return max(1, min(256, _PIXELS // (config.height * config.width)))
 
     def sampler(self, *, seed: int = 0, label: Label = None, options: SamplingOptions | None = None) -> Sampler:
         """What draws images of a seed and a class (by default the classes of the training data, in proportion).
 
-        Raises UsageError for a class that does not exist, and where codes are numbers for what has no meaning there;
-        CheckpointError when there is nothing to draw from.
+        Raises UsageError for a bad seed, for options that are no SamplingOptions, for a class that does not exist, and
+        where codes are numbers for what has no meaning there; CheckpointError when there is nothing to draw from.
         """
-        options = options or SamplingOptions()
+        options = SamplingOptions() if options is None else options
+        if not isinstance(options, SamplingOptions):
+            raise UsageError(f"options are SamplingOptions(temperature=0.9, ...); got {type(options).__name__}")
+        seed = build({"seed": seed}, SampleConfig)[0].seed
         if not self.vqvae.config.model.is_discrete:
             return LatentSampler(self.vqvae, self.decode, seed, options, label)
         if not self.priors:
@@ -107,22 +123,25 @@ class Model:
     ) -> Samples:
         """Images 0 to n - 1 of a seed. With an accelerator its processes divide them, and each returns all.
 
-        Without `batch_size`, as many at a time as memory allows, 256 at most. Raises what `sampler` raises.
+        Without `batch_size`, as many at a time as memory allows, 256 at most. Raises what `sampler` raises, UsageError
+        with all bad numbers at once, and ResourceError where memory does not hold so many images.
         """
-        if n < 1:
-            raise UsageError(f"there must be an image to draw at least; got n = {n}")
-        sampler, indices = self.sampler(seed=seed, label=label, options=options), _own_indices(n, accelerator)
-        size = batch_size or sampler.batch_size(len(indices))
+        (config,) = build({"n": n, "seed": seed, "batch_size": batch_size}, SampleConfig)
+        sampler = self.sampler(seed=config.seed, label=label, options=options)
+        check_memory(
+            torch.device("cpu"),
+            2 * config.n * sampler.bytes_per_image,  # batches, and then all of them in one
+            f"drawing n = {config.n:,} images into memory",
+            "draw fewer, or into files: generate_files() in Python, `gen sample`",
+        )
+        indices = _own_indices(config.n, accelerator)
+        size = sampler.batch_size(len(indices), config.batch_size)
         batches = np.array_split(indices, -(-len(indices) // size))
         steps = (reporter or Silent()).steps(range(len(batches)), "draw")
         own = join([sampler.sample(batches[step]) for step in steps])
         if accelerator is None or accelerator.num_processes == 1:
             return own
         return _gather(own, n, accelerator)
-
-
-def _images_at_a_time(config: VQVAEConfig) -> int:
-    return max(1, min(256, _PIXELS // (config.height * config.width)))
 
 
 def _own_indices(n: int, accelerator: Accelerator | None) -> Int[np.ndarray, "m"]:

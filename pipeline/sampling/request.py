@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from pipeline import processes
 from pipeline.config.sampling import FloatPrecision, Format
 from pipeline.errors import UsageError
+from pipeline.resources import check_writable
 from pipeline.runs.lock import locked
 from pipeline.sampling.samples import CODES, remove_partial
 from pipeline.storage import FORMAT_VERSION, read_json, validated, write_json
@@ -49,6 +50,9 @@ def sample_folder(folder: Path, request: Request, accelerator: Accelerator) -> I
     path = folder / REQUEST
 
     def check_is_ours() -> None:
+        if folder.is_file():
+            raise UsageError(f"{folder} is a file, and samples need a folder; choose another --out")
+        check_writable(path if folder.is_dir() else folder)
         if not path.exists() and folder.exists() and any(folder.glob("[!.]*")):
             raise UsageError(f"{folder} exists already, and has no {REQUEST} to go on from; choose another --out")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.data.code_maps import code_dtype
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.randomness import Purpose, stream
-from pipeline.resources import free_memory
+from pipeline.resources import check_memory, free_memory
 from pipeline.runs.loading import LoadedPrior, LoadedVQVAE
 from pipeline.runs.opening import check_latents
 from pipeline.sampling.labels import Label, check_label, in_words, labels_of
@@ -46,8 +46,33 @@ class Sampler(ABC):
         """These images of the seed."""
 
     @abstractmethod
-    def batch_size(self, wanted: int) -> int:
-        """How many images to draw at a time: what is wanted, as far as the memory allows."""
+    def drawing_bytes(self) -> int:
+        """Memory that an image takes while it is drawn."""
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Of a finished image: its pixels, its codes and its class."""
+        config = self.vqvae.config.model
+        return config.values + self._numbers * code_dtype(config).itemsize + torch.int64.itemsize
+
+    @property
+    def _numbers(self) -> int:
+        config = self.vqvae.config.model
+        return sum(rows * columns for rows, columns in config.grids) * (1 if config.is_discrete else config.code_dim)
+
+    def batch_size(self, wanted: int, given: int | None = None) -> int:
+        """How many images to draw at a time: as many as are `given`, else as the free memory allows, 256 at most; in
+        any case not more than are wanted.
+
+        Raises ResourceError when those given take more memory than there is.
+        """
+        device, size = self.vqvae.network.data_variance.device, self.drawing_bytes()
+        if given is None:
+            return max(1, min(wanted, MOST_AT_A_TIME, free_memory(device) // _MEMORY_FRACTION // size))
+        count = min(given, wanted)
+        remedy = "choose a smaller --batch-size, or leave it out"
+        check_memory(device, count * size, f"drawing {count:,} images at a time", remedy)
+        return count
 
     @property
     @abstractmethod
@@ -85,9 +110,9 @@ class LatentSampler(Sampler):
         latents = (torch.from_numpy(self.options.temperature * np.stack(normal)).float(),)
         return Samples(self.decode(latents), latents, None, (), self.vqvae.codes_sha256)
 
-    def batch_size(self, wanted: int) -> int:
-        """As many as a prior draws at most: `decode` cuts them smaller."""
-        return min(wanted, MOST_AT_A_TIME)
+    def drawing_bytes(self) -> int:
+        """The numbers in float64, and the image while it is decoded."""
+        return 2 * torch.float64.itemsize * self._numbers + _IMAGE_COPIES * self.vqvae.config.model.values
 
 
 @dataclass
@@ -126,12 +151,10 @@ class CodeSampler(Sampler):
             sampled.known_log_probability.cpu(),
         )
 
-    def batch_size(self, wanted: int) -> int:
-        """As the free memory allows, 256 at most."""
+    def drawing_bytes(self) -> int:
+        """What the steppers' buffers grow by, and the image while it is decoded."""
         one, two = (sum(stepper.memory() for stepper in self._make_steppers(n)) for n in (1, 2))
-        bytes_per_image = two - one + _IMAGE_COPIES * self.vqvae.config.model.values
-        free = free_memory(self.vqvae.network.data_variance.device) // _MEMORY_FRACTION
-        return max(1, min(wanted, MOST_AT_A_TIME, free // bytes_per_image))
+        return two - one + _IMAGE_COPIES * self.vqvae.config.model.values
 
     @property
     def prior_sha256(self) -> str:

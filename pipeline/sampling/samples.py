@@ -2,10 +2,10 @@
 
 import io
 import math
-import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,14 @@ from pipeline.config.sampling import GRID_IMAGES, Format
 from pipeline.data import pixels
 from pipeline.data.code_maps import CodeMaps, join_levels, load_codes, save_codes
 from pipeline.errors import UsageError
-from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, save_tensors
+from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, save_tensors, sync
 from stage1_vqvae import Codes
 
 GRID = "grid.png"
 CODES = "codes"
+_SYNCED_AT_A_TIME = 8
+_FILE_BYTES = 2**13  # of a file besides its content: PNG's own, its name, a last block that is not full
+_ZIPPED_BYTES = 256  # of a picture in a .zip besides its pixels
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,9 +112,12 @@ def write_part(folder: Path, part: range, samples: Samples, file_format: Format)
 
 def _write_png(folder: Path, part: range, samples: Samples) -> None:
     # Under their own names at once: a part without codes is drawn again.
-    for index, image in zip(part, samples.to_pil(), strict=True):
-        image.save(folder / picture_name(index), format="png")
-    os.sync()  # once: to wait for the disk after each of many small files would take longer than to draw them
+    paths = [folder / picture_name(index) for index in part]
+    for path, image in zip(paths, samples.to_pil(), strict=True):
+        image.save(path, format="png")
+    with ThreadPoolExecutor(_SYNCED_AT_A_TIME) as pool:  # a disk brings several files home in one go
+        list(pool.map(sync, paths))
+    sync(folder)
 
 
 def _write_zip(folder: Path, part: range, samples: Samples) -> None:
@@ -138,6 +144,12 @@ _WRITERS: dict[Format, Callable[[Path, range, Samples], None]] = {
     "zip": _write_zip,
     "safetensors": _write_safetensors,
 }
+
+
+def bytes_on_disk(bytes_per_image: int, file_format: Format) -> int:
+    """An upper estimate for an image and its codes, whose pixels may be such that PNG does not compress them."""
+    besides: dict[Format, int] = {"png": _FILE_BYTES, "zip": _ZIPPED_BYTES, "safetensors": 0}
+    return bytes_per_image + bytes_per_image // 8 + besides[file_format]
 
 
 def written_parts(folder: Path, file_format: Format) -> list[range]:

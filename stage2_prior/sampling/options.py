@@ -6,6 +6,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+# Beyond these, float32 logits overflow, or no code is left to draw.
+_SMALLEST, _LARGEST = 1e-6, 1e6
+_MOST_CODES = 2**31 - 1
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class SamplingOptions:
@@ -17,14 +21,20 @@ class SamplingOptions:
     guidance: float = Field(
         default=1.0,
         ge=0,
+        le=_LARGEST,
         description="Scale of classifier-free guidance: above 1, images show their class more clearly and vary less.",
     )
     temperature: float = Field(
-        default=1.0, gt=0, description="Divides the logits; below 1, codes are more probable and vary less."
+        default=1.0,
+        ge=_SMALLEST,
+        le=_LARGEST,
+        description="Divides the logits; below 1, codes are more probable and vary less.",
     )
-    top_k: int | None = Field(default=None, ge=1, description="Draw from the k most probable codes only.")
+    top_k: int | None = Field(
+        default=None, ge=1, le=_MOST_CODES, description="Draw from the k most probable codes only."
+    )
     top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Draw from the fewest codes whose probabilities sum to p."
+        default=None, ge=_SMALLEST, le=1, description="Draw from the fewest codes whose probabilities sum to p."
     )
 
     def sharpen(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

@@ -3,14 +3,26 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline import CheckpointError
 from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
-from pipeline.storage import atomic_folder, load_strictly, load_tensors, read_json, save_tensors, verify
+from pipeline.storage import (
+    atomic_folder,
+    load_metadata,
+    load_strictly,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256,
+    verify,
+)
 from stage1_vqvae import VQVAEConfig
 
 
@@ -144,3 +156,28 @@ def test_tensors_that_do_not_fit_on_the_disk_are_a_fault_of_the_system(tmp_path:
     with pytest.raises(OSError, match="400 bytes of tensors could not be written") as caught:
         save_tensors(tmp_path / "no" / "such" / "folder.safetensors", {"x": torch.arange(100.0)})
     assert caught.value.filename.endswith("folder.safetensors")
+
+
+METADATA = {f"key {number}": f'"\\ \u00e9 \n \x1f \U0001f600 {number}' for number in range(12)}
+TENSORS = {"b": torch.arange(5, dtype=torch.int16), "a": torch.arange(3.0), "c": torch.zeros(0)}
+
+
+def test_equal_contents_make_equal_files_in_whatever_order_and_process(tmp_path: Path) -> None:
+    """The library writes metadata in an order of its own, another one in every process and every call."""
+    reversed_metadata = dict(reversed(METADATA.items()))
+    for number in range(20):
+        tensors = TENSORS if number % 2 else dict(reversed(TENSORS.items()))
+        save_tensors(tmp_path / str(number), tensors, METADATA if number % 3 else reversed_metadata)
+    code = "import sys; from pathlib import Path; from tests.pipeline.test_storage import METADATA, TENSORS\n"
+    code += "from pipeline.storage import save_tensors; save_tensors(Path(sys.argv[1]), TENSORS, METADATA)"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "another")], cwd=root, check=True)
+    assert len({sha256(path) for path in tmp_path.iterdir()}) == 1
+    assert load_metadata(tmp_path / "another") == METADATA
+    loaded = load_tensors(tmp_path / "another")
+    assert loaded.keys() == TENSORS.keys() and all(torch.equal(loaded[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_files_whose_metadata_lie_in_another_order_stay_readable(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "older", METADATA)
+    assert load_metadata(tmp_path / "older") == METADATA

@@ -82,13 +82,14 @@ def test_a_loaded_model_is_not_read_again(trained: Path, tmp_path: Path, reads: 
     assert torch.equal(scores.bits, score(trained, IMAGES[:2]).bits)
 
 
-def test_what_contradicts_a_loaded_model_is_refused(trained: Path) -> None:
+def test_what_contradicts_a_loaded_model_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(trained, precision="float64")
     assert model.precision == "float64" and len(generate(model, 1)) == 1
     with pytest.raises(UsageError, match="the model given is of float64; leave precision out, or load it in float32"):
         generate(model, 1, precision="float32")
     with pytest.raises(UsageError, match="--device toaster is not to be had here"):
         generate(model, 1, device="toaster")
+    monkeypatch.setattr("pipeline.processes.find_device", torch.device)  # another device, as if it were here
     with pytest.raises(UsageError, match=r"the model given is on cpu; leave device='meta' out"):
         score(model, IMAGES[:1], device="meta")
 
