@@ -14,6 +14,7 @@ from pipeline.config.training import TrainingConfig, learning_rate
 from pipeline.errors import DivergedError
 from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, METRICS
+from pipeline.storage import atomic_file
 from pipeline.training.checkpoint import StepRecord
 
 
@@ -73,7 +74,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
     """What was logged beyond the checkpoint that a run resumes from will be logged again."""
     if path.exists():
         kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of_line(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        with atomic_file(path) as unfinished:
+            unfinished.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _step_of_line(line: str) -> float:
