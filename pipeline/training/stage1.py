@@ -18,6 +18,7 @@ from pipeline.data.pictures import write_picture
 from pipeline.data.splits import Split, pixel_variance, save_split, split
 from pipeline.errors import DataError, UsageError
 from pipeline.reporting import Reporter, reporter_for_api
+from pipeline.runs.card import write_card
 from pipeline.runs.layout import IN_PROGRESS, RECONSTRUCTIONS, RUNS, SPLIT, RunFolder, is_finished
 from pipeline.runs.lock import locked
 from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, read_config
@@ -32,7 +33,7 @@ from pipeline.training.launch import (
     seeded_weights,
     train_and_publish,
 )
-from pipeline.training.resume import check_free, check_left_out, folder_of_checkpoint, saved_run
+from pipeline.training.resume import DoneAlreadyError, check_free, check_left_out, folder_of_checkpoint, saved_run
 from pipeline.training.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 
@@ -66,7 +67,11 @@ def train_vqvae(
     check_left_out(checkpoint, given(again))
     run = RunFolder(stage.parent if stage else Path(out or default_folder(asked)))
     launch = Launch(asked, processes.start(log, run.vqvae), reporter or reporter_for_api(), checkpoint)
-    saved = saved_run(run.vqvae, VQVAERun, checkpoint, asked)
+    try:
+        saved = saved_run(run.vqvae, VQVAERun, checkpoint, asked)
+    except DoneAlreadyError:
+        processes.on_main(launch.accelerator, lambda: write_card(run))  # a command killed at its end has left it out
+        raise
     if saved:
         settings = _resumed(launch, run, saved)
         image_set = load_image_set(settings.data, images, targets, launch)
