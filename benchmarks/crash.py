@@ -94,12 +94,11 @@ class Machine:
     """Runs jobs in children of this process, which has imported and warmed up everything; each can be killed."""
 
     def __init__(self, work: Path) -> None:
-        self.work, self.counters, self.cases = work, Counters(), 0
+        self.work, self.counters = work, Counters()
         self.jobs = make_bases(work)
 
     def case(self, job: Job) -> Path:
         """A new folder for a job."""
-        self.cases += 1
         folder = self.work / "case"  # always of one name, as configurations have it in them
         shutil.rmtree(folder, ignore_errors=True)
         job.begin(folder, self.work)
