@@ -18,7 +18,7 @@ from pipeline.config.sampling import GRID_IMAGES, Format
 from pipeline.data import pixels
 from pipeline.data.code_maps import CodeMaps, join_levels, load_codes, save_codes
 from pipeline.errors import UsageError
-from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, save_tensors
+from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, naming, save_tensors
 from stage1_vqvae import Codes
 
 GRID = "grid.png"
@@ -110,7 +110,8 @@ def write_part(folder: Path, part: range, samples: Samples, file_format: Format)
 def _write_png(folder: Path, part: range, samples: Samples) -> None:
     # Under their own names at once: a part without codes is drawn again.
     for index, image in zip(part, samples.to_pil(), strict=True):
-        image.save(folder / picture_name(index), format="png")
+        with naming(folder / picture_name(index)):
+            image.save(folder / picture_name(index), format="png")
     os.sync()  # once: to wait for the disk after each of many small files would take longer than to draw them
 
 

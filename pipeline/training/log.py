@@ -14,7 +14,7 @@ from pipeline.config.training import TrainingConfig, learning_rate
 from pipeline.errors import DivergedError
 from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, METRICS
-from pipeline.storage import atomic_file
+from pipeline.storage import atomic_file, naming
 from pipeline.training.checkpoint import StepRecord
 
 
@@ -65,7 +65,7 @@ class Log:
         step = self.record.step
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with naming(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         self.since = time.perf_counter()
 

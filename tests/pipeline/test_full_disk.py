@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runs.opening import open_run
-from tests.pipeline.faults import FullDisk, Job, at_each_change, contents, gen, left_behind, make_bases
+from tests.pipeline.faults import FullDisk, Job, at_each_change, contents, gen, left_behind, make_bases, names_a_file
 
 TRAININGS = ["train-vqvae", "train-vqvae, further", "train-prior", "encoding"]
 SAMPLES = ["sample, png", "sample, zip", "sample, safetensors"]
@@ -41,6 +41,7 @@ def test_a_full_disk_costs_nothing(tmp_path: Path, bases: tuple[Path, dict[str, 
             continue
         assert failed.exit_code == 6, (number, failed.output, failed.exception)
         assert "No space left on device" in failed.output and "Traceback" not in failed.output
+        assert names_a_file(failed.output, job.out), failed.output
         assert not left_behind(folder)
         if job.base and name != "train-vqvae, further":
             open_run(folder / "run", "vqvae")
