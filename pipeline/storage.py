@@ -39,12 +39,24 @@ class _File:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file, or the folder, in errors of the system that name none: those of writing, where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Write into the yielded folder; it takes its name, with a manifest, only once all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield unfinished
+        with naming(path):
+            yield unfinished
         write_manifest(unfinished, sorted(file.name for file in unfinished.iterdir()))
         unfinished.chmod(0o777 & ~_umask())
         _take_name(unfinished, path)
@@ -58,7 +70,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Write to the yielded path; the file takes its name only once it is complete, on the disk."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
-        yield unfinished
+        with naming(path):
+            yield unfinished
         sync(unfinished)
         unfinished.replace(path)
     finally:
@@ -229,6 +242,7 @@ def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -11,7 +11,7 @@ from pipeline.config.data import DataConfig
 from pipeline.data.image_set import images_at_a_time
 from pipeline.errors import CheckpointError, DataError
 from pipeline.randomness import Purpose, stream
-from pipeline.storage import load_tensors, save_tensors
+from pipeline.storage import atomic_file, load_tensors, save_tensors
 
 
 class Split(NamedTuple):
@@ -37,8 +37,9 @@ def split(n: int, config: DataConfig, seed: int) -> Split:
 
 
 def save_split(path: Path, parts: Split) -> None:
-    """Write the indices of each part."""
-    save_tensors(path, {name: torch.from_numpy(part) for name, part in parts._asdict().items()})
+    """Write the indices of each part, whole or not at all: a finished model may be there that they belong to."""
+    with atomic_file(path) as unfinished:
+        save_tensors(unfinished, {name: torch.from_numpy(part) for name, part in parts._asdict().items()})
 
 
 def load_split(path: Path) -> Split:

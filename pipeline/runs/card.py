@@ -14,7 +14,8 @@ _OURS = "Made by gen (gen-images)"
 def write_card(folder: RunFolder) -> None:
     """Describe the finished stages of a run, replacing what we said of them before, and nobody else's words."""
     path = folder.path / CARD
-    if path.exists() and _OURS not in path.read_text():
+    before = path.read_text() if path.exists() else None
+    if before is not None and _OURS not in before:
         return
     run = parse_run(folder)
     lines = [f"# {folder.path.name}", "", f"{_OURS}: a VQ-VAE, and a prior over its codes.", ""]
@@ -26,8 +27,10 @@ def write_card(folder: RunFolder) -> None:
     lines += ["", "## Use", "", "```python", "from pipeline import generate, load", ""]
     lines += [f'model = load("{folder.path.as_posix()}")  # encode, decode, reconstruct, sample']
     lines += ["generate(model, 16, seed=0)"] if run.can_be_sampled else []
-    with atomic_file(path) as unfinished:
-        unfinished.write_text("\n".join([*lines, "```", ""]))
+    text = "\n".join([*lines, "```", ""])
+    if text != before:
+        with atomic_file(path) as unfinished:
+            unfinished.write_text(text)
 
 
 def _vqvae(config: VQVAERun) -> dict[str, str]:

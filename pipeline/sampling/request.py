@@ -57,11 +57,11 @@ def sample_folder(folder: Path, request: Request, accelerator: Accelerator) -> I
             raise UsageError(f"{folder} exists already, and has no {REQUEST} to go on from; choose another --out")
 
     def prepare() -> None:
-        (folder / CODES).mkdir(exist_ok=True)
         if path.exists():
             _check_same(folder, validated(path, read_json(path), Request), request)
-        else:
+        else:  # before anything else, or a command that is killed leaves a folder that belongs to nothing
             write_json(path, asdict(request))
+        (folder / CODES).mkdir(exist_ok=True)
         remove_partial(folder, request.format)
 
     processes.on_main(accelerator, check_is_ours)

@@ -18,7 +18,7 @@ from pipeline.config.sampling import GRID_IMAGES, Format
 from pipeline.data import pixels
 from pipeline.data.code_maps import CodeMaps, join_levels, load_codes, save_codes
 from pipeline.errors import UsageError
-from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, save_tensors, sync
+from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, naming, save_tensors, sync
 from stage1_vqvae import Codes
 
 GRID = "grid.png"
@@ -114,7 +114,8 @@ def _write_png(folder: Path, part: range, samples: Samples) -> None:
     # Under their own names at once: a part without codes is drawn again.
     paths = [folder / picture_name(index) for index in part]
     for path, image in zip(paths, samples.to_pil(), strict=True):
-        image.save(path, format="png")
+        with naming(path):
+            image.save(path, format="png")
     with ThreadPoolExecutor(_SYNCED_AT_A_TIME) as pool:  # a disk brings several files home in one go
         list(pool.map(sync, paths))
     sync(folder)

@@ -67,6 +67,11 @@ def save_checkpoint(checkpoints: Path, state: TrainingState, keep: int) -> None:
         if state.average is not None:
             save_tensors(folder / _AVERAGE, state.average.state_dict())
         write_json(folder / STEP_RECORD, asdict(state.record))
+    remove_old(checkpoints, keep)
+
+
+def remove_old(checkpoints: Path, keep: int) -> None:
+    """Remove all but the latest `keep` checkpoints."""
     for old in list_checkpoints(checkpoints)[:-keep]:
         shutil.rmtree(old)
 

@@ -14,6 +14,7 @@ from pipeline.config.training import TrainingConfig, learning_rate
 from pipeline.errors import DivergedError
 from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, METRICS
+from pipeline.storage import atomic_file, naming
 from pipeline.training.checkpoint import StepRecord
 
 SKIPPED = "skipped"  # a metric of a step: whether it changed nothing, since its loss or gradient was no number
@@ -87,7 +88,7 @@ class Log:
         step = self.record.step
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with naming(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         self.since = time.perf_counter()
 
@@ -96,7 +97,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
     """What was logged beyond the checkpoint that a run resumes from will be logged again."""
     if path.exists():
         kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of_line(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        with atomic_file(path) as unfinished:
+            unfinished.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _step_of_line(line: str) -> float:

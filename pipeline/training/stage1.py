@@ -19,6 +19,7 @@ from pipeline.data.record import load_hashes, save_hashes, what_changed, write_s
 from pipeline.data.splits import Split, load_split, pixel_variance, save_split, split
 from pipeline.errors import DataError, UsageError
 from pipeline.reporting import Reporter, reporter_for_api
+from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
     BAD_IMAGES,
     IMAGE_HASHES,
@@ -44,7 +45,7 @@ from pipeline.training.launch import (
     seeded_weights,
     train_and_publish,
 )
-from pipeline.training.resume import check_free, check_left_out, folder_of_checkpoint, saved_run
+from pipeline.training.resume import DoneAlreadyError, check_free, check_left_out, folder_of_checkpoint, saved_run
 from pipeline.training.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 
@@ -78,28 +79,50 @@ def train_vqvae(
     check_left_out(checkpoint, given(again))
     run = RunFolder(stage.parent if stage else Path(out or default_folder(asked)))
     launch = Launch(asked, processes.start(log, run.vqvae), reporter or reporter_for_api(), checkpoint)
-    accelerator = launch.accelerator
-    with StatusFile(run.path, "vqvae", accelerator, launch.reporter) as status:
-        saved = processes.alike(
-            accelerator, lambda: saved_run(run.vqvae, VQVAERun, checkpoint, asked), repr, f"the run in {run.path}"
-        )
-        if saved:
+    with StatusFile(run.path, "vqvae", launch.accelerator, launch.reporter) as status:
+        saved = _saved(launch, run)
+        if saved is None:
+            settings, image_set = _begun(launch, run, preset, config, images, targets)
+        else:
             settings = _resumed(launch, run, saved)
             image_set = load_image_set(settings.data, images, targets, launch)
             check_unchanged(run, saved, image_set)
-        else:
-            if checkpoint and "data" not in asked:
-                raise UsageError(
-                    f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
-                )
-            wanted = new_options(asked, preset, config)
-            test_data = wanted.data.test_data
-            test_fingerprint = processes.alike(
-                accelerator, lambda: test_files_fingerprint(test_data) if test_data else None, str, str(test_data)
-            )
-            image_set = load_image_set(wanted.data, images, targets, launch)
-            settings = replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint)
         return _train(launch, status, run, settings, image_set)
+
+
+def _saved(launch: Launch, run: RunFolder) -> VQVAERun | None:
+    """The run to go on with, the same on every process; None to begin a new one."""
+
+    def read() -> VQVAERun | None:
+        return saved_run(run.vqvae, VQVAERun, launch.resume, launch.options)
+
+    try:
+        return processes.alike(launch.accelerator, read, repr, f"the run in {run.path}")
+    except DoneAlreadyError:
+        processes.on_main(launch.accelerator, lambda: write_card(run))  # a command killed at its end has left it out
+        raise
+
+
+def _begun(
+    launch: Launch,
+    run: RunFolder,
+    preset: PresetName | None,
+    config: str | Path | None,
+    images: np.ndarray | Tensor | None,
+    targets: np.ndarray | Tensor | None,
+) -> tuple[VQVAERun, ImageSet]:
+    """A new run as asked for, and its images."""
+    if launch.resume and "data" not in launch.options:
+        raise UsageError(
+            f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
+        )
+    wanted = new_options(launch.options, preset, config)
+    test_data = wanted.data.test_data
+    test_fingerprint = processes.alike(
+        launch.accelerator, lambda: test_files_fingerprint(test_data) if test_data else None, str, str(test_data)
+    )
+    image_set = load_image_set(wanted.data, images, targets, launch)
+    return replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint), image_set
 
 
 def asked_options(options: Options, images: np.ndarray | Tensor | None) -> OptionDict:

@@ -30,6 +30,7 @@ from pipeline.training.checkpoint import (
     TrainingState,
     discard_after,
     load_checkpoint,
+    remove_old,
     save_best,
     save_checkpoint,
 )
@@ -102,9 +103,10 @@ class Trainer(Generic[Batch, ReportedT]):
                 torch.distributed.broadcast(tensor, 0)
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint; later ones, if any, are removed."""
+        """Go on from a checkpoint; later ones, if any, are removed, and old ones that a killed process left."""
         load_checkpoint(checkpoint, self.state)
         self._discard_after(self.state.record.step)
+        processes.on_main(self.accelerator, lambda: remove_old(self.checkpoints, self.config.keep))
 
     def _discard_after(self, step: int) -> None:
         if self.accelerator.is_main_process:
