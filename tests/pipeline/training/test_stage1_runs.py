@@ -9,6 +9,7 @@ import torch
 
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.cli.main import main
+from pipeline.data.splits import load_split
 from pipeline.runs.validation import Metrics
 from pipeline.training.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig
@@ -109,3 +110,11 @@ def test_an_adversarial_training_keeps_its_latest_weights(monkeypatch: pytest.Mo
         options = {**TINY_VQVAE, "adversarial": adversarial, "evaluations": 4}
         run = train_vqvae(out=f"run-{adversarial}", images=images, targets=targets, **options).run
         assert json.loads((run / "vqvae" / "validation.json").read_text())["step"] == kept
+
+
+def test_the_variance_of_the_data_is_that_of_the_training_part_alone(trained: Path) -> None:
+    images, _ = shapes()
+    train = load_split(trained / "vqvae" / "split.safetensors").train
+    variance = float(load(trained).vqvae.network.data_variance)
+    assert len(train) < len(images) and variance == pytest.approx((images[train] / 255).var(), rel=1e-6)
+    assert variance != pytest.approx((images / 255).var(), rel=1e-4)
