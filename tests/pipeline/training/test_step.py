@@ -141,6 +141,23 @@ def test_weights_decay_but_neither_biases_nor_codebooks(
         torch.testing.assert_close(parameter.detach(), factor * before[name], rtol=1e-6, atol=0)
 
 
+def test_steps_are_those_of_adamw(tmp_path: Path) -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in float64; each step's gradient is its own alone."""
+    trainer = of_images(tmp_path, {"bottleneck": "none"}, weight_decay=0.3, beta2=0.8, learning_rate=0.01, clip=1e9)
+    weight = network_of(trainer).decoder.get_parameter("0.weight")
+    expected = weight.detach().double()
+    mean, square = torch.zeros_like(expected), torch.zeros_like(expected)
+    for step in range(3):
+        batch = trainer.training_batch(trainer._batch_indices(step))
+        [gradient] = torch.autograd.grad(trainer.module(batch, step / STEPS).loss, [weight])
+        mean, square = 0.9 * mean + 0.1 * gradient.double(), 0.8 * square + 0.2 * gradient.double().square()
+        rate = learning_rate(trainer.config, step, STEPS)
+        root = (square / (1 - 0.8 ** (step + 1))).sqrt() + 1e-8
+        expected = (1 - rate * 0.3) * expected - rate * mean / (1 - 0.9 ** (step + 1)) / root
+        trainer.train_step(step)
+        torch.testing.assert_close(weight.detach().double(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_step_is_taken_at_the_rate_and_the_progress_of_that_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
