@@ -16,6 +16,7 @@ from stage2_prior import (
     SamplingOptions,
     draw,
 )
+from stage2_prior.sampling.guidance import stepper_of
 from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
 from tests.stage2_prior.test_incremental import teacher_forced
 
@@ -96,3 +97,13 @@ def test_more_guidance_shows_the_class_more(kind: type[Prior]) -> None:
         stepper.begin(torch.zeros(400, dtype=torch.int64))
         shown.append(float((draw(stepper, Noise(0, torch.arange(400)), SamplingOptions()).codes == 0).double().mean()))
     assert shown[0] + 0.1 < shown[1] < shown[2] - 0.03
+
+
+def test_only_a_scale_of_one_needs_no_second_pass() -> None:
+    prior = guidable(prior_classes()[0])
+    assert [isinstance(stepper_of(prior, 2, scale), GuidedStepper) for scale in (0.0, 0.5, 1.0, 2.0)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
