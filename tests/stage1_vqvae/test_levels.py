@@ -173,7 +173,7 @@ def test_the_commitment_of_every_residual_level_reaches_the_encoder() -> None:
     network.levels.entry = torch.nn.Identity()
     features = torch.randn(2, 3, 8, 16, requires_grad=True)
     output = network.levels(features, 0.0)
-    torch.stack([level.loss for level in output.levels]).sum().backward()
+    torch.autograd.backward(torch.stack([level.loss for level in output.levels]).sum())
     left, expected = features.detach(), torch.zeros_like(features)
     for codes, bottleneck in zip((level.codes for level in output.levels), network.levels.in_order(), strict=True):
         left = left - bottleneck.decode(codes)

@@ -17,7 +17,7 @@ from stage2_prior import (
     draw,
 )
 from stage2_prior.sampling.guidance import stepper_of
-from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
+from tests.stage2_prior.priors import prior_classes, random_codes, randomised, small_prior
 from tests.stage2_prior.test_incremental import teacher_forced
 
 every_prior = pytest.mark.parametrize("kind", prior_classes())
@@ -107,3 +107,14 @@ def test_only_a_scale_of_one_needs_no_second_pass() -> None:
         False,
         True,
     ]
+
+
+@every_prior
+def test_guidance_is_conditioned_on_coarser_levels_in_both_halves(kind: type[Prior]) -> None:
+    sizes = {"height": 4, "width": 6, "num_codes": 7, "num_classes": 3, "hidden": 16, "layers": 2, "head": 8}
+    prior = randomised(kind(PriorConfig(coarser=(7,), label_dropout=0.1, **sizes)))
+    codes, labels = random_codes(3, 4, 6), torch.tensor([0, 1, 2])
+    coarser = [random_codes(3, 2, 3).flip(0)]
+    known, unknown = (prior(codes, given, coarser).detach() for given in (labels, torch.full_like(labels, -1)))
+    actual = teacher_forced(GuidedStepper(prior, 3, 2.5), codes, labels, coarser)
+    torch.testing.assert_close(actual, unknown + 2.5 * (known - unknown), rtol=0, atol=1e-9)

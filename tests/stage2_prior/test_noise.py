@@ -112,3 +112,8 @@ def test_the_largest_noises_of_an_image_are_written_down() -> None:
     for level, expected in enumerate(([1, 4, 0, 4, 3, 4, 3, 2, 4, 1, 3, 3], [1, 3, 0, 2, 2, 3, 2, 3, 2, 0, 2, 2])):
         noise = gumbel(image_words(3, torch.tensor([17]), level), torch.arange(12), 5)[:, 0]
         assert noise.argmax(1).tolist() == expected
+
+
+def test_uniforms_are_the_middles_of_two_to_the_52_bins() -> None:
+    for word in (0, 1 << 12, 0xABCDEF9876543210, MASK):
+        assert float(uniform(torch.tensor([signed(word)]))) == ((word >> 12) + 0.5) / 2**52

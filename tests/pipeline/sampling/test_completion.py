@@ -231,3 +231,11 @@ def test_each_completion_is_chosen_among_candidates_of_its_own_with_noise_of_its
     best = [3 * index + int(choice) for index, choice in enumerate((weights.numpy() + noise).argmax(1))]
     assert torch.equal(done.codes[0], codes[0][best])
     assert {index % 3 for index in best} == {0, 1, 2}
+
+
+def test_what_is_filled_in_is_the_rounded_mean_of_its_known_neighbours() -> None:
+    image = np.array([[[10, 0, 21, 30]]], dtype=np.uint8)
+    assert extended(image, np.array([[True, False, True, True]]))[0].tolist() == [[10, 16, 21, 30]]
+    image = np.array([[[9, 10, 0], [0, 0, 0]]], dtype=np.uint8)
+    kept = np.array([[True, True, False], [False, False, False]])
+    assert extended(image, kept)[0].tolist() == [[9, 10, 10], [10, 10, 10]]
