@@ -111,8 +111,10 @@ def test_only_a_scale_of_one_needs_no_second_pass() -> None:
 
 @every_prior
 def test_guidance_is_conditioned_on_coarser_levels_in_both_halves(kind: type[Prior]) -> None:
-    sizes = {"height": 4, "width": 6, "num_codes": 7, "num_classes": 3, "hidden": 16, "layers": 2, "head": 8}
-    prior = randomised(kind(PriorConfig(coarser=(7,), label_dropout=0.1, **sizes)))
+    config = PriorConfig(
+        height=4, width=6, num_codes=7, num_classes=3, hidden=16, layers=2, head=8, coarser=(7,), label_dropout=0.1
+    )
+    prior = randomised(kind(config))
     codes, labels = random_codes(3, 4, 6), torch.tensor([0, 1, 2])
     coarser = [random_codes(3, 2, 3).flip(0)]
     known, unknown = (prior(codes, given, coarser).detach() for given in (labels, torch.full_like(labels, -1)))

@@ -184,3 +184,13 @@ def test_what_fixed_weights_draw_is_written_down(name: Literal["pixelcnn", "pixe
     first, second = (prior(codes, labels, coarser) + noise).topk(2, dim=1).values.unbind(1)
     assert float((first - second).min()) > 0.02, "no rounding decides"
     assert codes.tolist() == MAPS[name, level]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 4, 100])
+def test_noise_belongs_to_its_position_however_many_are_made_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    prior, indices = small_prior(prior_classes()[0]), torch.arange(4)
+    expected = drawn(prior, indices)
+    monkeypatch.setattr("stage2_prior.sampling.draw.NOISE_BLOCK", at_a_time * 4 * 7)
+    assert torch.equal(drawn(prior, indices), expected)

@@ -16,7 +16,7 @@ IMAGES, TARGETS = shapes()
 CPU = torch.device("cpu")
 
 
-def test_images_are_those_of_the_training_part_some_of_them_mirrored_left_to_right() -> None:
+def test_images_are_those_of_the_training_part_and_mirrored_left_to_right_by_a_coin() -> None:
     parts = Split(np.arange(7, 40)[::-1], np.arange(7), np.arange(0))
     data = ImageBatches(from_array(IMAGES, TARGETS, (), DataConfig()), parts, True, 5)
     batch = batch_indices(5, 3, 16, 33)
