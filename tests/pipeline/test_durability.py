@@ -15,7 +15,7 @@ from pipeline import load, train_vqvae
 from pipeline.runs.validation import Metrics
 from pipeline.sampling.samples import Samples, write_part
 from pipeline.storage import atomic_file, atomic_folder, save_tensors, write_json
-from pipeline.training.checkpoint import StepRecord, TrainingState, save_best, save_checkpoint
+from pipeline.training.checkpoint import StepRecord, TrainingState, discard_after, save_best, save_checkpoint
 from tests.tiny import TINY_VQVAE, shapes
 
 IMAGES, TARGETS = shapes()
@@ -190,3 +190,11 @@ def test_codes_say_that_images_are_there_only_once_these_are_on_the_disk(
         assert positions(events[:written], "sync all", "") and (tmp_path / "000006.png").exists()
     else:
         assert assert_durable_file(events, tmp_path / f"images-000005-000006.{file_format}") < written
+
+
+def test_a_checkpoint_that_a_run_resumes_from_stays_where_it_is(tmp_path: Path) -> None:
+    """Should the power fail again before the next one is written, it is all there is."""
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, a_state(step), keep=9)
+    assert [path.name for path in discard_after(tmp_path, 2)] == ["step-000000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000002"]

@@ -18,6 +18,7 @@ from pipeline.data.image_set import from_array
 from pipeline.data.splits import Split
 from pipeline.randomness import Purpose, batch_indices, number
 from pipeline.reporting import Silent
+from pipeline.runs.validation import Metrics
 from pipeline.training import batches, budget
 from pipeline.training.batches import CodeBatches, ImageBatches
 from pipeline.training.log import Log
@@ -372,3 +373,23 @@ def test_processes_divide_the_validation_part_and_nothing_is_seen_twice(
     assert np.array_equal(torch.cat(shown).numpy(), IMAGES[29:]) and max(map(len, shown)) <= at_a_time
     maps = [b.codes for rank in range(processes) for b in codes.validation_batches(rank, processes, cpu)]
     assert torch.equal(torch.cat(maps), codes.validation.levels[0])
+
+
+def test_of_equally_good_weights_the_first_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = of_images(tmp_path)
+    values = iter([0.5, 0.5, 0.4, 0.4, 0.6])
+    monkeypatch.setattr(trainer, "evaluate", lambda: Metrics({"nmse": next(values)}))
+    log = Log(trainer.accelerator, trainer.reporter, tmp_path, trainer.config, trainer.state.record)
+    kept = []
+    for step in range(1, 6):
+        trainer.state.record.step = step
+        trainer._evaluate_and_keep(log)
+        kept.append((trainer.state.record.best_step, [path.name for path in trainer.checkpoints.iterdir()]))
+    assert kept == [(best, [f"best-{best:09d}"]) for best in (1, 1, 3, 3, 3)]
+
+
+def test_training_leaves_the_callers_random_numbers_as_they_were(tmp_path: Path) -> None:
+    trainer = of_images(tmp_path, steps=2)
+    before = torch.get_rng_state()
+    trainer.run()
+    assert trainer.state.record.step == 2 and torch.equal(torch.get_rng_state(), before)
