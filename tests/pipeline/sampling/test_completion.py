@@ -26,6 +26,7 @@ IMAGES, TARGETS = shapes()
         ("bottom:0.25", [[0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1]]),
         ("left:0.34", [[1, 0, 0]] * 4),
         ("right:0.67", [[0, 1, 1]] * 4),
+        ("left:0.6", [[1, 1, 0]] * 4),
     ],
 )
 def test_sides_of_an_image(keep: str, expected: list[list[int]]) -> None:
