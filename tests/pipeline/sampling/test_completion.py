@@ -240,3 +240,16 @@ def test_what_is_filled_in_is_the_rounded_mean_of_its_known_neighbours() -> None
     image = np.array([[[9, 10, 0], [0, 0, 0]]], dtype=np.uint8)
     kept = np.array([[True, True, False], [False, False, False]])
     assert extended(image, kept)[0].tolist() == [[9, 10, 10], [10, 10, 10]]
+
+
+def test_candidates_are_the_same_however_many_are_drawn_at_a_time(
+    learned: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, _ = undecided(learned, 1)
+    sampler = learned.sampler(seed=4)
+    assert isinstance(sampler, CodeSampler)
+    [codes], weights = _candidates(sampler, part, 5, 4)
+    monkeypatch.setattr(CodeSampler, "batch_size", lambda _self, _wanted: 3)
+    [again], also = _candidates(sampler, part, 5, 4)
+    assert torch.equal(again, codes)
+    torch.testing.assert_close(also, weights, rtol=0, atol=1e-4)
