@@ -53,7 +53,7 @@ def naming(path: Path) -> Iterator[None]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Write into the yielded folder; it takes its name, with a manifest, only once all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    unfinished = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
     try:
         with naming(path):
             yield unfinished
@@ -79,6 +79,46 @@ def atomic_file(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+@contextmanager
+def replaced_files(folder: Path, others: list[str]) -> Iterator[Path]:
+    """Write into the yielded folder; its files replace those in `folder` and make a new manifest, with `others` there.
+
+    Nothing is changed until all of them are on the disk. While names are exchanged there is no manifest.
+    """
+    unfinished = Path(tempfile.mkdtemp(UNFINISHED, ".files.", folder))
+    try:
+        with naming(folder):
+            yield unfinished
+        paths = {path.name: path for path in sorted(unfinished.iterdir())}
+        write_json(unfinished / MANIFEST, _described({**paths, **{name: folder / name for name in others}}))
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name, path in paths.items():
+            path.replace(folder / name)
+        sync(folder)
+        (unfinished / MANIFEST).replace(folder / MANIFEST)
+        sync(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder as a whole: it loses its name first, so that half of it never passes for all."""
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    path.rename(unfinished)
+    shutil.rmtree(unfinished)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed command left half written in a folder. Call it while no other command writes there."""
+    for pattern in (f".*{UNFINISHED}", ".tmp??????"):  # ours, and those of the safetensors library
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def _take_name(unfinished: Path, path: Path) -> None:
     try:
         unfinished.rename(path)
@@ -90,11 +130,15 @@ def _take_name(unfinished: Path, path: Path) -> None:
 
 def write_manifest(folder: Path, names: list[str]) -> None:
     """Bring these files to the disk and write down their sizes and hashes. The manifest makes a folder complete."""
-    for name in names:
-        sync(folder / name)
-    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
-    write_json(folder / MANIFEST, entries)
+    write_json(folder / MANIFEST, _described({name: folder / name for name in names}))
     sync(folder)
+
+
+def _described(paths: Mapping[str, Path]) -> JsonObject:
+    """What a manifest says of these files, once they are on the disk."""
+    for path in paths.values():
+        sync(path)
+    return {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items()}
 
 
 def verify(folder: Path) -> None:

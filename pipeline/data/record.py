@@ -34,8 +34,10 @@ def _hashed(contents: Iterable[bytes]) -> Int[np.ndarray, "n"]:
 
 
 def save_hashes(path: Path, image_set: ImageSet) -> None:
-    """Write the hashes of these images."""
-    save_tensors(path, {name: torch.from_numpy(values.copy()) for name, values in hashes(image_set)._asdict().items()})
+    """Write the hashes of these images, whole or not at all."""
+    values = hashes(image_set)._asdict()
+    with atomic_file(path) as unfinished:
+        save_tensors(unfinished, {name: torch.from_numpy(own.copy()) for name, own in values.items()})
 
 
 def load_hashes(path: Path) -> Hashes | None:

@@ -18,7 +18,7 @@ from pipeline.config.sampling import GRID_IMAGES, Format
 from pipeline.data import pixels
 from pipeline.data.code_maps import CodeMaps, join_levels, load_codes, save_codes
 from pipeline.errors import UsageError
-from pipeline.storage import UNFINISHED, atomic_file, atomic_folder, naming, save_tensors, sync
+from pipeline.storage import atomic_file, atomic_folder, naming, remove_unfinished, save_tensors, sync
 from stage1_vqvae import Codes
 
 GRID = "grid.png"
@@ -173,8 +173,8 @@ def _coded_parts(folder: Path) -> list[range]:
 def remove_partial(folder: Path, file_format: Format) -> None:
     """Remove what a command that was killed left behind: files half written, and images whose codes are missing; and
     codes whose images a person has deleted, so that these are drawn again."""
-    for path in folder.rglob(f".*{UNFINISHED}"):
-        path.unlink()
+    for there in (folder, folder / CODES):
+        remove_unfinished(there)
     whole = written_parts(folder, file_format)
     for part in _coded_parts(folder):
         if part not in whole:

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,16 +16,17 @@ from pipeline.runs.layout import CHECKPOINTS, CONFIG, VALIDATION, WEIGHTS
 from pipeline.runs.saved import PriorRun, VQVAERun, as_json
 from pipeline.runs.validation import Metrics, Validation
 from pipeline.storage import (
-    MANIFEST,
     atomic_folder,
     load_strictly,
     load_tensors,
     read_json,
+    remove_folder,
+    remove_unfinished,
+    replaced_files,
     save_tensors,
     validated,
     verify,
     write_json,
-    write_manifest,
 )
 from pipeline.training.optimization import AdamW
 
@@ -70,10 +72,16 @@ def save_checkpoint(checkpoints: Path, state: TrainingState, keep: int) -> None:
     remove_old(checkpoints, keep)
 
 
+def remove_left_behind(stage: Path) -> None:
+    """Remove what a command that was killed left half written in a stage's folder."""
+    remove_unfinished(stage)
+    remove_unfinished(stage / CHECKPOINTS)
+
+
 def remove_old(checkpoints: Path, keep: int) -> None:
     """Remove all but the latest `keep` checkpoints."""
     for old in list_checkpoints(checkpoints)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
 
 
 def load_checkpoint(folder: Path, state: TrainingState) -> None:
@@ -86,7 +94,8 @@ def load_checkpoint(folder: Path, state: TrainingState) -> None:
     saved = validated(folder / STEP_RECORD, read_json(folder / STEP_RECORD), StepRecord)
     state.record.step = saved.step
     state.record.skipped, state.record.skipped_in_a_row = saved.skipped, saved.skipped_in_a_row
-    if best_folder(folder.parent, saved.best_step).exists():  # else a later best has replaced it
+    with suppress(CheckpointError):  # a later best has replaced it, or it is damaged: the next evaluation is the best
+        verify(best_folder(folder.parent, saved.best_step))
         state.record.best, state.record.best_step = saved.best, saved.best_step
 
 
@@ -97,7 +106,7 @@ def discard_after(checkpoints: Path, step: int) -> list[Path]:
     """
     later = [path for path in list_checkpoints(checkpoints) if step_of(path) > step]
     for path in later:
-        shutil.rmtree(path)
+        remove_folder(path)
     return later
 
 
@@ -127,12 +136,12 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
 def save_best(checkpoints: Path, state: TrainingState) -> None:
     """Keep the evaluated network of this step as the best so far, in place of any other."""
     if best_folder(checkpoints, state.record.step).exists():  # of a run that went back to an earlier step
-        shutil.rmtree(best_folder(checkpoints, state.record.step))
+        remove_folder(best_folder(checkpoints, state.record.step))
     with atomic_folder(best_folder(checkpoints, state.record.step)) as folder:
         save_tensors(folder / WEIGHTS, state.evaluated.get_submodule("network").state_dict())
     for old in checkpoints.glob("best-*"):
         if old != best_folder(checkpoints, state.record.step):
-            shutil.rmtree(old)
+            remove_folder(old)
 
 
 def best_folder(checkpoints: Path, step: int) -> Path:
@@ -141,17 +150,18 @@ def best_folder(checkpoints: Path, step: int) -> Path:
 
 
 def publish(folder: Path, config: VQVAERun | PriorRun, record: StepRecord, others: list[str]) -> None:
-    """Make the best weights the model of a folder. Until its new manifest stands, the folder holds no model.
+    """Make the best weights the model of a folder. The model that is there stays until all of the new one is.
 
     `others` are files there that belong to the model.
     """
     assert record.best is not None
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.copyfile(best_folder(folder / CHECKPOINTS, record.best_step) / WEIGHTS, folder / WEIGHTS)
-    write_json(folder / CONFIG, as_json(config))
     reached = Validation(step=record.best_step, steps_done=record.step, metrics=record.best)
-    write_json(folder / VALIDATION, asdict(reached))
-    write_manifest(folder, [CONFIG, WEIGHTS, VALIDATION, *others])
+    best = best_folder(folder / CHECKPOINTS, record.best_step) / WEIGHTS
+    with replaced_files(folder, others) as unfinished:
+        with best.open("rb") as weights, (unfinished / WEIGHTS).open("wb") as copy:
+            shutil.copyfileobj(weights, copy)
+        write_json(unfinished / CONFIG, as_json(config))
+        write_json(unfinished / VALIDATION, asdict(reached))
 
 
 def optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -176,3 +186,11 @@ def _load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         restored = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter)
         state.setdefault(parameter, {})[entry] = restored.detach()
     optimizer.state.update(state)
+
+
+def disk_needed(state: TrainingState, keep: int) -> int:
+    """Bytes of what a training writes: `keep` checkpoints, one more meanwhile, the best weights, and the model."""
+    weights = sum(tensor.nbytes for tensor in state.task.state_dict().values())
+    moments = 2 * sum(parameter.nbytes for parameter in state.task.parameters())
+    average = weights if state.average is not None else 0
+    return (keep + 1) * (weights + moments + average) + 4 * weights

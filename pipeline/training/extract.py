@@ -27,10 +27,11 @@ from pipeline.data.splits import Split
 from pipeline.errors import CheckpointError
 from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter
+from pipeline.storage import remove_unfinished
 from stage1_vqvae import VQVAE, Codes
 
 _PIXELS = 2**22  # of images encoded at a time, 256 of them at most
-SHARD_BYTES = 2**26  # of code maps in a file, about
+SHARD_BYTES = 2**24  # of code maps in a file, about: minutes of encoding, which is what a crash costs at most
 
 PARTS = ("train", "validation")  # of the split; the test part is not looked at
 
@@ -165,3 +166,4 @@ def _make_room(folder: Path, identity: dict[str, str]) -> None:
         number = next(i for i in count(1) if not folder.with_name(f"{folder.name}-old-{i}").exists())
         folder.rename(folder.with_name(f"{folder.name}-old-{number}"))
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)

@@ -17,14 +17,15 @@ from pipeline.config.training import TrainingConfig
 from pipeline.errors import InterruptedRunError, UsageError
 from pipeline.randomness import Purpose, number
 from pipeline.reporting import Reporter, table
+from pipeline.resources import check_disk
 from pipeline.runs.card import write_card
-from pipeline.runs.layout import IN_PROGRESS, RunFolder
+from pipeline.runs.layout import CHECKPOINTS, IN_PROGRESS, RunFolder
 from pipeline.runs.saved import PriorRun, VQVAERun, as_json, read_config
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
 from pipeline.training.budget import expected_memory, steps_within
-from pipeline.training.checkpoint import publish
+from pipeline.training.checkpoint import disk_needed, publish, remove_left_behind
 from pipeline.training.memory import check_training_fits
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
 from pipeline.training.task import Batch, ReportedT
@@ -130,6 +131,7 @@ def train_and_publish(
         str,
         f"the checkpoints in {trainer.folder}",
     )
+    processes.on_main(launch.accelerator, lambda: _prepare_folder(trainer))
     if checkpoint is None:
         trainer.start()
     else:
@@ -155,6 +157,14 @@ def train_and_publish(
     launch.accelerator.trackers.clear()  # else the next level's curves would be written here as well
     assert trainer.state.record.best is not None
     return Trained(run.path, trainer.state.record.step, trainer.state.record.best)
+
+
+def _prepare_folder(trainer: Trainer[Batch, ReportedT]) -> None:
+    """Remove what killed commands left half written. Raises ResourceError where the disk does not hold the training."""
+    remove_left_behind(trainer.folder)
+    there = sum(path.stat().st_size for path in (trainer.folder / CHECKPOINTS).glob("*/*"))
+    needed = disk_needed(trainer.state, min(trainer.config.keep, trainer.config.checkpoints)) - there
+    check_disk(trainer.folder, needed, "this training", "choose a smaller --keep, or another --out")
 
 
 def _report_end(trainer: Trainer[Batch, ReportedT], ended: Ended) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import processes
 from pipeline.config.data import EMBEDDED
 from pipeline.config.options import OptionDict, Options, build, option_fields
 from pipeline.config.presets import preset_for
@@ -14,7 +13,6 @@ from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.data.code_maps import CodeMaps
 from pipeline.data.splits import class_proportions, load_split
 from pipeline.errors import CheckpointError, UsageError
-from pipeline.runs.card import write_card
 from pipeline.runs.layout import IN_PROGRESS, SPLIT, RunFolder
 from pipeline.runs.loading import LoadedVQVAE, check_codes
 from pipeline.runs.lock import locked
@@ -97,7 +95,6 @@ def plan_levels(
         except NothingLeftError as error:  # of several levels the others go on
             complaints.append(error)
     if not saved:
-        processes.on_main(launch.accelerator, lambda: write_card(folder))  # a command killed at its end has left it out
         raise complaints[0]
     for complaint in complaints:
         launch.reporter.say(f"left alone: {complaint}")

@@ -24,6 +24,7 @@ from pipeline.data.pictures import write_picture
 from pipeline.data.splits import load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import Reporter, reporter_for_api
+from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
     CONFIG,
     IN_PROGRESS,
@@ -45,8 +46,8 @@ from pipeline.training import previews
 from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
 from pipeline.training.launch import Launch, Trained, check_fits, resume_command, seeded_weights, train_and_publish
-from pipeline.training.levels import level_of, plan_levels, save_settings
-from pipeline.training.resume import check_free, check_left_out, folder_of_checkpoint
+from pipeline.training.levels import LevelPlan, level_of, plan_levels, save_settings
+from pipeline.training.resume import NothingLeftError, check_free, check_left_out, folder_of_checkpoint
 from pipeline.training.stage1 import check_unchanged, load_image_set
 from pipeline.training.trainer import Trainer
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
@@ -88,12 +89,7 @@ def train_prior(
     launch = Launch(asked, processes.start(log, folder.priors), reporter or reporter_for_api(), checkpoint)
     only = level_of(stage) if stage else level
     with StatusFile(folder.path, "prior", launch.accelerator, launch.reporter) as status:
-        plan = processes.alike(
-            launch.accelerator,
-            lambda: plan_levels(opened, folder, only, launch, preset, config),
-            repr,
-            f"the priors in {folder.priors}",
-        )
+        plan = _planned(folder, launch, lambda: plan_levels(opened, folder, only, launch, preset, config))
         source = _copy_stage1(opened, folder, launch)
         _check_stage1_is_settled(folder)
         vqvae = load_vqvae(source, launch.accelerator.device)
@@ -114,6 +110,15 @@ def train_prior(
         return next(iter(done.values()))
     levels = [done[level].validation.values if level in done else {} for level in range(max(done) + 1)]
     return Trained(folder.path, sum(one.steps for one in done.values()), Metrics({}, tuple(levels)))
+
+
+def _planned(folder: RunFolder, launch: Launch, plan: Callable[[], LevelPlan]) -> LevelPlan:
+    """What is to be trained, the same on every process."""
+    try:
+        return processes.alike(launch.accelerator, plan, repr, f"the priors in {folder.priors}")
+    except NothingLeftError:
+        processes.on_main(launch.accelerator, lambda: write_card(folder))  # a command killed at its end has left it out
+        raise
 
 
 def _check_stage1_is_settled(folder: RunFolder) -> None:

@@ -145,6 +145,8 @@ class Trainer(Generic[Batch, ReportedT]):
                         interval.last = record.step
                 if signal_number or early:
                     return Ended(signal_number, early)
+            if record.best is None:  # the best weights were damaged, and no evaluation was due since
+                self._evaluate_and_keep(log)
         return Ended(0, self._is_overfit())
 
     def _is_overfit(self) -> bool:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pipeline.cli.main import main
+from pipeline.runs.layout import STATUS
 from pipeline.storage import MANIFEST, UNFINISHED, load_tensors, tensors_sha256
 from tests.tiny import shapes
 
@@ -99,7 +100,8 @@ def _opened(folder: Path, action: Action) -> Callable[..., Any]:
 
     def called(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
         is_ours = isinstance(file, str | os.PathLike) and folder in Path(os.path.abspath(file)).parents  # noqa: PTH100
-        if not is_ours or not set(mode) & set("wax+"):
+        is_probe = "opener" in options  # of tempfile, to see whether a file could be made
+        if not is_ours or is_probe or not set(mode) & set("wax+"):
             return original(file, mode, buffering, *rest, **options)
         action(Change("open", os.fspath(file)))
         raw = _HalfWritten(os.fspath(file), mode.replace("b", "").replace("t", ""), action)
@@ -213,7 +215,8 @@ def make_bases(folder: Path) -> list[Job]:
 def contents(folder: Path) -> dict[str, str]:
     """What the files of a folder hold, less what may differ between equal runs: times, and the order of metadata."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: _content(path) for name, path in files.items() if not any(map(_is_hidden, Path(name).parts))}
+    kept = {name: path for name, path in files.items() if path.name != STATUS}  # which says when and by whom
+    return {name: _content(path) for name, path in kept.items() if not any(map(_is_hidden, Path(name).parts))}
 
 
 def _is_hidden(name: str) -> bool:

@@ -18,6 +18,7 @@ from pipeline import UsageError, generate, generate_files, train_vqvae
 from pipeline.runs.validation import read_validation
 from pipeline.storage import load_tensors
 from pipeline.training.checkpoint import list_checkpoints
+from tests.pipeline.training.test_step import of_images
 from tests.pipeline.worker import KINDS, SKIPPED, STAGE_1_KINDS, work
 from tests.tiny import TINY_VQVAE, shapes
 
@@ -141,3 +142,18 @@ def test_processes_that_do_not_divide_the_micro_batches_are_refused(tmp_path: Pa
     assert result.returncode != 0
     assert "1 micro-batches a step, which cannot be divided evenly over 2 processes" in result.stderr
     assert "pipeline/training/stage1.py" not in result.stderr, "a person sees no traceback of ours"
+
+
+def test_all_processes_start_from_what_the_first_has_and_evaluate_together(tmp_path: Path) -> None:
+    """Weights that differed by rounding alone would choose different codes, and the processes drift apart."""
+    result = launch("-m", "tests.pipeline.start_worker", str(tmp_path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (load_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    trainer = of_images(tmp_path, {"likelihood": "gaussian"})
+    trainer.start()
+    assert not torch.equal(trainer.module.state_dict()["network.encoder.0.weight"], first["network.encoder.0.weight"])
+    trainer.module.load_state_dict(first)
+    alone = trainer.evaluate().named()  # all 11 images, of which each process had five or six
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(alone, rel=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.training import TrainingConfig, is_due, learning_rate
-from pipeline.randomness import Purpose, batch_indices, flips, generator, number, views
+from pipeline.randomness import Purpose, batch_indices, flips, generator, number, stream, views
 
 
 @given(st.integers(1, 30), st.integers(1, 40))
@@ -72,3 +72,33 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_what_is_done_n_times_is_done_n_times_and_at_the_end(times: int, total: int) -> None:
     due = [step for step in range(1, total + 1) if is_due(times, step, total)]
     assert len(due) == min(times, total) and due[-1] == total
+
+
+# What a seed means for all time: a number and three digits of a stream of (seed 3, purpose, index 5).
+GOLDEN = {
+    "SPLIT": (1374224419159112019, [736, 724, 612]),
+    "ORDER": (818463220519293219, [270, 206, 199]),
+    "FLIP": (8457714677105321250, [417, 189, 307]),
+    "TRAINING_NOISE": (6180145758212258522, [391, 307, 876]),
+    "CODEBOOK": (7178667128109471427, [479, 970, 704]),
+    "WEIGHTS": (7676665696089097185, [94, 846, 124]),
+    "LABELS": (5525251667612077635, [509, 419, 681]),
+    "LATENTS": (4848602349974703868, [80, 758, 376]),
+    "VIEW": (3729513947249911909, [895, 423, 328]),
+    "SHIFT": (4763855332561736766, [869, 516, 67]),
+    "CANDIDATES": (8850379385532052848, [507, 50, 204]),
+}
+
+
+def test_the_random_numbers_of_every_purpose_are_written_down() -> None:
+    found = {p.name: (number(3, p, 5), stream(3, p, 5).integers(1000, size=3).tolist()) for p in Purpose}
+    assert found == GOLDEN
+    assert number(3, Purpose.TRAINING_NOISE, 5, 1) == 1131243439322986435
+    assert number(0, Purpose.CODEBOOK) == 2494635221133837528
+
+
+def test_what_a_step_is_trained_on_is_written_down() -> None:
+    batch = batch_indices(3, 1, 8, 6)
+    assert batch.epochs.tolist() == [1, 1, 1, 1, 2, 2, 2, 2] and batch.items.tolist() == [0, 2, 5, 1, 3, 4, 5, 0]
+    assert flips(3, batch, 6).astype(int).tolist() == [0, 0, 1, 1, 0, 0, 1, 0]
+    assert views(3, batch, 6, 4).tolist() == [2, 3, 2, 0, 2, 3, 0, 3]

@@ -121,6 +121,8 @@ def test_the_temperature_falls_from_one_to_a_sixteenth() -> None:
     assert values[0] == 1 and values[-1] == FINAL_TEMPERATURE == 1 / 16
     assert values == sorted(values, reverse=True)
     assert temperature(0.5) == pytest.approx((1 + 1 / 16) / 2)
+    half_a_cosine = [(1 + math.cos(math.pi * progress)) / 2 for progress in (0.2, 0.7)]
+    assert [temperature(0.2), temperature(0.7)] == pytest.approx([(1 + 15 * part) / 16 for part in half_a_cosine])
 
 
 def test_the_kl_term_warms_up_from_nothing() -> None:

@@ -82,3 +82,22 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_allocated() -> None:
         nearest_codes(vectors, codes)
     largest = max(event.self_cpu_memory_usage for event in profiler.events())
     assert 2**20 < largest <= codebook._block_bytes(vectors.device) < 2**14 * 1024 * 4
+
+
+def test_samples_are_drawn_from_the_whole_batch_without_replacement() -> None:
+    vectors = torch.arange(8000.0)[:, None]
+    samples = codebook.sample_vectors(vectors).flatten().tolist()
+    assert len(samples) == len(set(samples)) == 1024
+    assert max(samples) > 7500 and 3500 < sum(samples) / 1024 < 4500 and samples != sorted(samples)
+
+
+def test_a_dead_code_takes_a_random_sample_and_one_as_used_as_the_threshold_is_alive() -> None:
+    counts, samples = torch.tensor([4.0, 1.0, 0.5, 2.5]), torch.arange(100.0)[:, None]
+    taken = set()
+    for seed in range(20):
+        rows, vectors, mean = codebook.revival(counts, samples, 0.5, torch.Generator().manual_seed(seed))
+        assert rows.tolist() == [False, False, True, False] and float(mean) == 2.0  # half of it is 1
+        taken.add(tuple(vectors[rows].flatten().tolist()))
+    assert len(taken) > 10
+    alive, _, _ = codebook.revival(torch.ones(4), samples, 1.0, torch.Generator())
+    assert not alive.any()

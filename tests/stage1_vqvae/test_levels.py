@@ -165,3 +165,31 @@ def test_usage_and_bits_are_summarised_level_by_level(kind: Kind) -> None:
 def test_levels_that_do_not_fit_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VQVAEConfig(**{"height": 16, "width": 16, "downsampling": 2, **options})
+
+
+def test_the_commitment_of_every_residual_level_reaches_the_encoder() -> None:
+    """Each level's term is that of what the levels before it left, which are as given."""
+    network = model("residual", commitment=0.25).train()
+    network.levels.entry = torch.nn.Identity()
+    features = torch.randn(2, 3, 8, 16, requires_grad=True)
+    output = network.levels(features, 0.0)
+    torch.autograd.backward(torch.stack([level.loss for level in output.levels]).sum())
+    left, expected = features.detach(), torch.zeros_like(features)
+    for codes, bottleneck in zip((level.codes for level in output.levels), network.levels.in_order(), strict=True):
+        left = left - bottleneck.decode(codes)
+        expected += 0.25 * 2 * left / left.numel()
+    assert features.grad is not None
+    torch.testing.assert_close(features.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_of_what_a_fine_level_reads_its_features_come_before_the_coarser_codes() -> None:
+    """Weights that are on disk keep their meaning."""
+    network, images = model("hierarchical"), random_images()
+    VQVAETask(network).initialise([images], torch.Generator().manual_seed(0))
+    coarsest, head = network.levels.bottlenecks[0], network.levels.heads[1]
+    assert isinstance(coarsest, VectorQuantizer) and isinstance(head, torch.nn.Conv2d)
+    assert head.weight.shape[1] == 2 * 8
+    head.weight.data[:, 8:] = 0
+    before = network.encode(images)[1]
+    coarsest.codebook.copy_(torch.randn(12, 3))
+    assert torch.equal(network.encode(images)[1], before)

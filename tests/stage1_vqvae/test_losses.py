@@ -97,3 +97,9 @@ def test_a_scale_that_has_become_too_small_finds_back() -> None:
     made.slow_log_scale.data.fill_(-1.0)
     made(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.2)).backward()
     assert made.slow_log_scale.grad is not None and bool((made.slow_log_scale.grad < 0).all())
+
+
+@every_likelihood
+def test_the_scale_starts_at_the_spread_of_the_data(kind: Kind) -> None:
+    made = KINDS[kind](config(), 0.04)
+    torch.testing.assert_close(made.log_scale.detach().exp(), torch.full((3, 1, 1), 0.2), rtol=0.01, atol=0)

@@ -1,6 +1,7 @@
 """What the training loop is given: loss and metrics, evaluation, bits/dim, and groups of parameters."""
 
 import math
+import zlib
 from typing import Any, Literal
 
 import numpy as np
@@ -182,3 +183,37 @@ def test_only_discrete_bottlenecks_are_updated() -> None:
     task.update(task(random_images(4)).statistics, 0.5, generator)
     after = dict(task.network.levels.bottlenecks.named_buffers())
     assert all(not torch.equal(after[f"{level}.mean_counts"], before[f"{level}.mean_counts"]) for level in range(2))
+
+
+def test_the_noise_of_an_image_is_seeded_by_the_checksum_of_its_pixels() -> None:
+    """Bits per dimension of a model stay comparable between versions."""
+    image = torch.arange(192, dtype=torch.uint8).reshape(1, 3, 8, 8)
+    assert zlib.crc32(bytes(range(192))) == 2289481440
+    expected = torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(2289481440))
+    assert torch.equal(image_noise(image, (4, 2, 2))[0], expected)
+
+
+@pytest.mark.parametrize(("progress", "ramp"), [(0.2, 0.0), (0.34, 0.4), (0.5, 1.0)])
+def test_the_loss_is_the_sum_of_all_terms_with_their_weights(progress: float, ramp: float) -> None:
+    options = {"adversarial": True, "adversarial_weight": 0.3, "likelihood": "gaussian", "levels": 2}
+    task, images = VQVAETask(VQVAE(config(**options), data_variance=0.04)).train(), random_images(4)
+    output = task(images, progress)
+    reconstructed, target = task.network(images, progress), images.float() / 255 - 0.5
+    assert task.discriminator is not None and task.network.likelihood is not None
+    losses = task.discriminator.losses(target, reconstructed.reconstruction)
+    terms = [task.network.likelihood(reconstructed.reconstruction, target), losses.discriminator]
+    terms += [level.loss for level in reconstructed.levels]
+    expected = sum(float(term.detach()) for term in terms) + 0.3 * ramp * float(losses.generator.detach())
+    assert len(terms) == 4 and abs(float(losses.generator.detach())) > 1e-3
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(output.metrics["bottleneck_loss"]) == pytest.approx(float(torch.stack(terms[2:]).sum().detach()))
+
+
+def test_each_level_is_updated_with_statistics_of_its_own() -> None:
+    task = VQVAETask(VQVAE(config(levels=2, level_kind="residual", ema_decay=0.5, revival_threshold=0.0)))
+    output = task(random_images(5))
+    first, second = (own.sums[:, -1].clone() for own in output.statistics)
+    assert not torch.equal(first, second)
+    task.update(output.statistics, 0.5, torch.Generator().manual_seed(0))
+    for bottleneck, counts in zip(task.network.levels.bottlenecks, (first, second), strict=True):
+        torch.testing.assert_close(bottleneck.get_buffer("mean_counts"), 0.5 + 0.5 * counts)

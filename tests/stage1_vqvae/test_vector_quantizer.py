@@ -180,3 +180,39 @@ def test_averages_move_so_fast_that_a_code_is_the_mean_of_two_hundred_vectors(ve
     sums[:, -1] = vectors / 6
     layer.update(Statistics(sums, torch.zeros(0, layer.outputs)), 0.0, torch.Generator())
     torch.testing.assert_close(layer.mean_counts, before + rate * (sums[:, -1] - before))
+
+
+def test_counts_are_smoothed_where_a_code_is_hardly_used() -> None:
+    """Appendix A.1: N + epsilon over the sum of all, so that a rare code is not divided by almost nothing."""
+    layer = quantizer("ema", ema_decay=0.9, revival_threshold=0.0)
+    counts = np.array([2e-5, 4e-5, 5e-5, 6e-5, 1e-4, 2e-4])
+    sums = np.arange(18.0).reshape(6, 3) + 1
+    layer.mean_counts.copy_(torch.from_numpy(counts))
+    layer.mean_sums.copy_(torch.from_numpy(sums))
+    layer.update(Statistics(torch.zeros(6, 4), torch.zeros(0, 3)), 0.5, a_generator())
+    total = 0.9 * counts.sum()
+    smoothed = (0.9 * counts + 1e-5) / (total + 6 * 1e-5) * total
+    np.testing.assert_allclose(layer.codebook.numpy(), 0.9 * sums / smoothed[:, None], rtol=1e-5)
+    assert smoothed[0] / (0.9 * counts[0]) > 1.3, "so much that it counts"
+
+
+def test_a_code_that_nothing_has_chosen_for_long_stays_where_it_is() -> None:
+    layer = quantizer("ema", ema_decay=0.9, revival_threshold=0.0)
+    layer.mean_counts[[1, 4]] = 1e-7
+    layer.mean_sums[[1, 4]] = 0.0
+    before = layer.codebook.clone()
+    layer.update(Statistics(torch.ones(6, 4), torch.zeros(0, 3)), 0.5, a_generator())
+    assert not torch.equal(layer.codebook[0], before[0])
+    layer.mean_counts[[1, 4]] = 1e-7
+    before = layer.codebook.clone()
+    layer.update(Statistics(torch.zeros(6, 4), torch.zeros(0, 3)), 0.5, a_generator())
+    assert torch.equal(layer.codebook[[1, 4]], before[[1, 4]])
+
+
+def test_averages_start_where_the_codes_are() -> None:
+    """A step in which nothing is seen leaves every code where k-means put it."""
+    layer = quantizer("ema", ema_decay=0.9, revival_threshold=0.0)
+    layer.initialise([torch.randn(100, 3) + 5 for _ in range(3)], a_generator())
+    before = layer.codebook.clone()
+    layer.update(Statistics(torch.zeros(6, 4), torch.zeros(0, 3)), 0.0, a_generator())
+    torch.testing.assert_close(layer.codebook, before, rtol=1e-4, atol=0)

@@ -139,3 +139,24 @@ def test_codes_depend_on_the_code_tensors_alone() -> None:
         if name.startswith("encoder."):
             tensor.copy_(torch.randn_like(tensor))
     assert not torch.equal(network.encode(images)[0], before)
+
+
+class Fixed(torch.nn.Module):
+    """A decoder that gives the same image for any codes."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.pixels.expand(len(codes), -1, -1, -1)
+
+
+def test_pixels_are_rounded_to_the_nearest_grey_level_and_cut_to_those_there_are() -> None:
+    network, greys = model(1, 8, 8), torch.linspace(-20, 280, 64).reshape(1, 1, 8, 8)
+    network.decoder = Fixed(greys / 255 - 0.5)  # type: ignore[assignment]
+    decoded = network.decode((torch.zeros(1, 2, 2, dtype=torch.int64),))
+    assert torch.equal(decoded, greys.round().clamp(0, 255).byte())
+    assert (
+        int(decoded.min()) == 0 and int(decoded.max()) == 255 and not torch.equal(decoded, greys.clamp(0, 255).byte())
+    )

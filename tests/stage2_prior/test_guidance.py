@@ -16,7 +16,8 @@ from stage2_prior import (
     SamplingOptions,
     draw,
 )
-from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
+from stage2_prior.sampling.guidance import stepper_of
+from tests.stage2_prior.priors import prior_classes, random_codes, randomised, small_prior
 from tests.stage2_prior.test_incremental import teacher_forced
 
 every_prior = pytest.mark.parametrize("kind", prior_classes())
@@ -96,3 +97,26 @@ def test_more_guidance_shows_the_class_more(kind: type[Prior]) -> None:
         stepper.begin(torch.zeros(400, dtype=torch.int64))
         shown.append(float((draw(stepper, Noise(0, torch.arange(400)), SamplingOptions()).codes == 0).double().mean()))
     assert shown[0] + 0.1 < shown[1] < shown[2] - 0.03
+
+
+def test_only_a_scale_of_one_needs_no_second_pass() -> None:
+    prior = guidable(prior_classes()[0])
+    assert [isinstance(stepper_of(prior, 2, scale), GuidedStepper) for scale in (0.0, 0.5, 1.0, 2.0)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+@every_prior
+def test_guidance_is_conditioned_on_coarser_levels_in_both_halves(kind: type[Prior]) -> None:
+    config = PriorConfig(
+        height=4, width=6, num_codes=7, num_classes=3, hidden=16, layers=2, head=8, coarser=(7,), label_dropout=0.1
+    )
+    prior = randomised(kind(config))
+    codes, labels = random_codes(3, 4, 6), torch.tensor([0, 1, 2])
+    coarser = [random_codes(3, 2, 3).flip(0)]
+    known, unknown = (prior(codes, given, coarser).detach() for given in (labels, torch.full_like(labels, -1)))
+    actual = teacher_forced(GuidedStepper(prior, 3, 2.5), codes, labels, coarser)
+    torch.testing.assert_close(actual, unknown + 2.5 * (known - unknown), rtol=0, atol=1e-9)

@@ -18,6 +18,7 @@ from stage2_prior import (
     draw_levels,
     stepper_of,
 )
+from stage2_prior.priors.conditioning import CoarserLevels
 from tests.stage2_prior.priors import prior_classes, random_codes, randomised
 from tests.stage2_prior.test_incremental import BOUND, teacher_forced
 
@@ -153,3 +154,12 @@ def test_known_codes_of_every_level_are_kept_and_scored(kind: type[Prior]) -> No
         known_total -= (cost * (kept >= 0)).sum((1, 2))
     torch.testing.assert_close(drawn.log_probability, total, rtol=0, atol=1e-5)
     torch.testing.assert_close(drawn.known_log_probability, known_total, rtol=0, atol=1e-5)
+
+
+def test_a_coarse_code_conditions_all_positions_that_it_covers_alike() -> None:
+    levels = CoarserLevels((7, 5), 4, 0, 0.0)
+    coarse, middle = torch.arange(6).reshape(1, 2, 3), torch.arange(24).reshape(1, 4, 6) % 5
+    first, second = (levels.get_parameter(f"embeddings.{level}.weight").detach() for level in range(2))
+    expected = first[coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)]
+    expected = expected + second[middle.repeat_interleave(2, 1).repeat_interleave(2, 2)]
+    torch.testing.assert_close(levels([coarse, middle], (8, 12)).detach(), expected.movedim(-1, 1))

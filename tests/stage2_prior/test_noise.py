@@ -82,3 +82,38 @@ def test_an_images_noise_is_its_own_in_any_batch() -> None:
 def test_the_order_of_keys_matters() -> None:
     word = torch.tensor([7])
     assert int(combine(combine(word, 1), 2)) != int(combine(combine(word, 2), 1))
+
+
+# What a seed means for all time: with other hashes every picture would be another one. (seed, image, level, position,
+# code), then the hash, from a reference in whole numbers, and the noise.
+GOLDEN = [
+    ((0, 0, 0, 0, 0), 8695987549771912286, 0.284984163),
+    ((3, 17, 0, 5, 11), 1380877939454549989, -0.952494744),
+    ((3, 17, 1, 5, 11), 6495658709826934018, -0.042823656),
+    ((2**40 + 1, 123456, 2, 63, 511), 9824868813719126795, 0.462081371),
+]
+
+
+@pytest.mark.parametrize(("keys", "expected", "noise"), GOLDEN)
+def test_the_noise_of_seed_image_level_position_and_code_is_written_down(
+    keys: tuple[int, int, int, int, int], expected: int, noise: float
+) -> None:
+    seed, image, level, position, code = keys
+    word = mix_integer((seed + 0x9E3779B97F4A7C15) & MASK)
+    for key in (image, level, position, code):
+        word = mix_integer((word + 0x9E3779B97F4A7C15 * (key + 1)) & MASK)
+    assert word == expected, "the reference"
+    words = image_words(seed, torch.tensor([image]), level)
+    assert int(combine(combine(words, position), code)) == signed(expected)
+    assert float(gumbel(words, torch.tensor([position]), code + 1)[0, 0, code]) == pytest.approx(noise, abs=1e-8)
+
+
+def test_the_largest_noises_of_an_image_are_written_down() -> None:
+    for level, expected in enumerate(([1, 4, 0, 4, 3, 4, 3, 2, 4, 1, 3, 3], [1, 3, 0, 2, 2, 3, 2, 3, 2, 0, 2, 2])):
+        noise = gumbel(image_words(3, torch.tensor([17]), level), torch.arange(12), 5)[:, 0]
+        assert noise.argmax(1).tolist() == expected
+
+
+def test_uniforms_are_the_middles_of_two_to_the_52_bins() -> None:
+    for word in (0, 1 << 12, 0xABCDEF9876543210, MASK):
+        assert float(uniform(torch.tensor([signed(word)]))) == ((word >> 12) + 0.5) / 2**52

@@ -1,6 +1,7 @@
 """Drawing: sharpening against naive computations, the loop against the definition, and the same image in any batch."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stage2_prior import Noise, Prior, SamplingOptions, Stepper, draw
+from stage2_prior import Noise, Prior, PriorConfig, SamplingOptions, Stepper, draw, make_prior
 from stage2_prior.sampling.noise import gumbel, image_words
 from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
 
@@ -136,3 +137,60 @@ def test_scoring_is_drawing_with_all_codes_known(kind: type[Prior], seed: int) -
     assert torch.equal(scored.codes, codes)
     expected = prior(codes, None).log_softmax(1).gather(1, codes[:, None]).sum((1, 2, 3))
     torch.testing.assert_close(scored.log_probability, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mass", "kept"), [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.51, 3), (0.75, 3), (0.9, 4), (1.0, 4)]
+)
+def test_the_code_that_crosses_p_is_kept_and_none_after_it(mass: float, kept: int) -> None:
+    """Of four codes of exactly a quarter each: sums of their probabilities meet p exactly."""
+    logits = torch.full((2, 4), 3.0, dtype=torch.float64)
+    assert logits.softmax(1).tolist() == [[0.25] * 4] * 2
+    expected = [index < kept for index in range(4)]
+    assert SamplingOptions(top_p=mass).sharpen(logits).isfinite().tolist() == [expected] * 2
+
+
+def test_of_equal_logits_at_the_boundary_top_k_keeps_all() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]])
+    assert SamplingOptions(top_k=2).sharpen(logits).isfinite().tolist() == [[False, True, True, True, False]]
+    kept = SamplingOptions(top_k=2).sharpen(logits)
+    assert torch.equal(kept[kept.isfinite()], logits[kept.isfinite()])
+
+
+MAPS: dict[tuple[str, int], list[list[list[int]]]] = {
+    ("pixelcnn", 0): [[[3, 2, 1], [3, 1, 3]], [[3, 3, 4], [1, 2, 1]], [[4, 1, 3], [3, 1, 1]]],
+    ("pixelcnn", 1): [[[1, 3, 4], [3, 4, 2]], [[1, 1, 3], [1, 1, 3]], [[0, 2, 3], [3, 1, 2]]],
+    ("pixelsnail", 0): [[[3, 2, 2], [0, 1, 0]], [[3, 3, 0], [0, 2, 0]], [[4, 1, 0], [0, 1, 2]]],
+    ("pixelsnail", 1): [[[0, 2, 4], [2, 4, 2]], [[0, 0, 3], [0, 0, 3]], [[0, 0, 0], [3, 1, 2]]],
+}
+
+
+@pytest.mark.parametrize(("name", "level"), MAPS)
+@torch.no_grad()
+def test_what_fixed_weights_draw_is_written_down(name: Literal["pixelcnn", "pixelsnail"], level: int) -> None:
+    """The same weights and seed are the same pictures in every later version."""
+    sizes = {"height": 2, "width": 3, "num_codes": 5, "num_classes": 2, "hidden": 4, "layers": 2, "head": 4}
+    heads = None if name == "pixelcnn" else 1
+    prior = make_prior(PriorConfig(prior=name, coarser=(5,) * level, attention_heads=heads, **sizes)).double().eval()
+    for number, parameter in enumerate(prior.parameters()):
+        steps = torch.arange(parameter.numel(), dtype=torch.float64)
+        parameter.copy_((((7 * steps + 3 * number) % 11 - 5) / 6).reshape(parameter.shape))
+    labels, indices = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 17])
+    coarser = [torch.arange(18).reshape(3, 2, 3) % 5] * level
+    stepper = prior.stepper(3)
+    stepper.begin(labels, coarser)
+    codes = draw(stepper, Noise(7, indices, level), SamplingOptions()).codes
+    noise = gumbel(image_words(7, indices, level), torch.arange(6), 5).reshape(2, 3, 3, 5).permute(2, 3, 0, 1)
+    first, second = (prior(codes, labels, coarser) + noise).topk(2, dim=1).values.unbind(1)
+    assert float((first - second).min()) > 0.02, "no rounding decides"
+    assert codes.tolist() == MAPS[name, level]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 4, 100])
+def test_noise_belongs_to_its_position_however_many_are_made_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    prior, indices = small_prior(prior_classes()[0]), torch.arange(4)
+    expected = drawn(prior, indices)
+    monkeypatch.setattr("stage2_prior.sampling.draw.NOISE_BLOCK", at_a_time * 4 * 7)
+    assert torch.equal(drawn(prior, indices), expected)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
+from stage2_prior import CodeBatch, Prior, PriorConfig, PriorTask, make_prior
 from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
 
 
@@ -27,3 +27,27 @@ def test_training_needs_no_data_to_start_from_and_resets_nothing() -> None:
     assert len(task.update(task(batch).statistics, 0.5, torch.Generator())) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
     assert task.no_weight_decay == [] and task.discriminator_parameters == []
+
+
+@pytest.mark.parametrize("kind", prior_classes())
+def test_in_training_some_codes_are_hidden_and_the_others_are_as_they_are(kind: type[Prior]) -> None:
+    prior = kind(PriorConfig(height=20, width=30, num_codes=7, hidden=16, layers=1, code_dropout=0.25))
+    codes = random_codes(10, 20, 30)
+    whole = prior.eval().embed(codes).detach()
+    assert torch.equal(whole, prior.embedding.weight.detach()[codes].movedim(-1, 1))
+    embedded = prior.train().embed(codes).detach()
+    hidden = (embedded == 0).all(1)
+    assert torch.equal(embedded, whole * ~hidden[:, None]), "hidden as a whole, and not scaled"
+    assert abs(int(hidden.sum()) - 1500) < 4 * (6000 * 0.25 * 0.75) ** 0.5
+    assert hidden.flatten(1).any(1).all() and not (hidden[:, :, 1:] == hidden[:, :, :-1]).all()
+
+
+def test_an_evaluation_knows_every_class() -> None:
+    """Labels are hidden by chance in training alone, and the nats of an evaluation are summed in float64."""
+    config = PriorConfig(height=4, width=5, num_codes=7, num_classes=3, hidden=16, layers=1, label_dropout=0.9)
+    task, codes, labels = PriorTask(make_prior(config)).eval(), random_codes(6, 4, 5), torch.arange(6) % 3
+    sums = task.evaluate(CodeBatch(codes, labels))
+    logits = task.network(codes, labels).detach().double()
+    expected = torch.nn.functional.cross_entropy(logits, codes, reduction="sum")
+    assert float(sums["nats"]) == pytest.approx(float(expected), rel=1e-6) and sums["nats"].dtype == torch.float64
+    assert int(sums["codes"]) == 120 and int(sums["maps"]) == 6

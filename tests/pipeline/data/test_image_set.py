@@ -296,3 +296,25 @@ def test_the_pixel_variance_is_numpys() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 5), dtype=np.uint8)
     chosen = np.arange(0, 50, 2)
     assert pixel_variance(images, chosen) == pytest.approx((images[chosen] / 255).var(), rel=1e-12)
+
+
+CLASSES = ("2", "10", "Cat", "cat", "cat 9", "cat 10", "dog", "\u00e4ffin")
+
+
+def test_classes_are_numbered_in_the_natural_order_of_their_folders(tmp_path: Path) -> None:
+    """Class k of an earlier run is class k: capitals first, numbers as people count, letters beyond ASCII last."""
+    for name in reversed(CLASSES):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("L", (4, 4), CLASSES.index(name)).save(tmp_path / "data" / name / "a.png")
+    images = load_images(DataConfig(data=str(tmp_path / "data")))
+    assert images.class_names == CLASSES
+    assert images.labels is not None and images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
+    names = tuple(f"{name}/{index}.png" for index in range(2) for name in reversed(CLASSES))
+    labelling = label_by_folder(names)
+    assert labelling is not None and labelling.class_names == CLASSES
+    assert labelling.labels == (*reversed(range(8)), *reversed(range(8)))
+
+
+def test_the_split_of_a_seed_is_written_down() -> None:
+    parts = split(12, DataConfig(validation=0.25, test=0.2), seed=3)
+    assert [part.tolist() for part in parts] == [[1, 3, 4, 5, 6, 8, 9], [2, 7, 11], [0, 10]]

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import CheckpointError, UsageError, load, score, train_prior, train_vqvae
+from pipeline.evaluation.score import Scores, surprise_shown
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 IMAGES, TARGETS = shapes()
@@ -71,3 +72,18 @@ def test_bits_per_dim_count_codes_and_pixels(tmp_path: Path) -> None:
     nats = model.vqvae.network.pixel_nats(torch.from_numpy(IMAGES[:3]), model.encode(torch.from_numpy(IMAGES[:3])))
     assert nats is not None and scores.bits_per_dim is not None
     torch.testing.assert_close(scores.bits_per_dim, (scores.bits + nats / np.log(2)) / 96)
+
+
+def test_the_bits_of_a_code_lie_on_its_own_patch_and_the_most_of_all_images_is_white() -> None:
+    coarse, fine = torch.tensor([[[8.0, 0.0]], [[0.0, 16.0]]]).double(), torch.zeros(2, 2, 4, dtype=torch.float64)
+    fine[0, 1, 3] = 2.0
+    scores = Scores(torch.tensor([10.0, 16.0]).double(), (coarse, fine), None)
+    expected = np.zeros((2, 2, 4))
+    expected[0, :, :2], expected[1, :, 2:] = 8 / 4, 16 / 4
+    expected[0, 1, 3] += 2
+    np.testing.assert_allclose(scores.surprise_of_pixels((2, 4)), expected)
+    images = torch.zeros(2, 3, 2, 4, dtype=torch.uint8)
+    shown = surprise_shown(scores, images, [0, 1])
+    assert shown.shape == (2, 3, 2, 4)
+    assert np.array_equal(shown[:, 2], (255 * expected / 4).round().astype(np.uint8))
+    assert scores.order() == [1, 0]

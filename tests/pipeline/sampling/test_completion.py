@@ -26,6 +26,7 @@ IMAGES, TARGETS = shapes()
         ("bottom:0.25", [[0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1]]),
         ("left:0.34", [[1, 0, 0]] * 4),
         ("right:0.67", [[0, 1, 1]] * 4),
+        ("left:0.6", [[1, 1, 0]] * 4),
     ],
 )
 def test_sides_of_an_image(keep: str, expected: list[list[int]]) -> None:
@@ -172,3 +173,83 @@ def test_completions_that_complete_nothing_are_refused(trained: Path) -> None:
         complete(trained, IMAGES[0].repeat(3, 0), "top:0.5")
     with pytest.raises(UsageError, match=r"the mask is uint8 \(8, 12\), and must be bool"):
         complete(trained, IMAGES[0], np.ones((8, 12), dtype=np.uint8))
+
+
+def weights_by_hand(model: Model, part: Part, codes: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """ln p(known | class, before) + ln p(class) - ln q(class) of each candidate, and q, from logits alone."""
+    [prior] = model.priors
+    known = part.known[0] >= 0
+
+    def nats(maps: Tensor, label: int) -> np.ndarray:
+        each = code_nats(prior.network, maps.long(), torch.full((len(maps),), label)).detach().double()
+        return np.asarray((each * known).sum((1, 2)).numpy())
+
+    before = np.array(prior.config.class_weights) / sum(prior.config.class_weights)
+    q = before * np.exp([-nats(part.context[0], label)[0] for label in (0, 1)])
+    q /= q.sum()
+    if known[0, 1].any():  # some of the drawn come before
+        q = 0.9 * q + 0.1 * before
+    gumbel = np.stack([stream(seed, Purpose.LABELS, index).gumbel(size=2) for index in range(len(codes))])
+    labels = (np.log(q) + gumbel).argmax(1)
+    given = np.where(labels == 0, -nats(codes, 0), -nats(codes, 1))
+    return given + np.log(before[labels]) - np.log(q[labels]), q
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_candidates_weight_counts_its_class_once(learned: Model, kept: int) -> None:
+    part, _ = undecided(learned, kept)
+    sampler = learned.sampler(seed=4)
+    assert isinstance(sampler, CodeSampler)
+    codes, weights = _candidates(sampler, part, 5, 8)
+    expected, q = weights_by_hand(learned, part, codes[0], 4)
+    assert q.min() > 0.05, "both classes are proposed"
+    np.testing.assert_allclose(weights.flatten().numpy(), expected, atol=1e-4)
+    if kept == 0:  # what is known comes first: the class has used all of it, and every candidate is as good
+        assert float(weights.max() - weights.min()) < 1e-4
+    else:
+        assert float(weights.max() - weights.min()) > 0.1
+
+
+def test_with_a_class_the_weight_is_the_probability_of_what_is_kept(learned: Model) -> None:
+    part, _ = undecided(learned, 1)
+    sampler = learned.sampler(seed=4, label=1)
+    assert isinstance(sampler, CodeSampler)
+    codes, weights = _candidates(sampler, part, 2, 4)
+    nats = code_nats(learned.priors[0].network, codes[0].long(), torch.ones(8, dtype=torch.int64)).detach().double()
+    expected = -(nats * (part.known[0] >= 0)).sum((1, 2))
+    torch.testing.assert_close(weights.flatten(), expected, rtol=0, atol=1e-4)
+
+
+def test_each_completion_is_chosen_among_candidates_of_its_own_with_noise_of_its_own(trained: Path) -> None:
+    model, image = load(trained), IMAGES[0]
+    done = complete(trained, image, "bottom:0.5", n=6, candidates=3, seed=2)
+    mask = kept_side("bottom:0.5", (8, 12))
+    context = model.encode(torch.from_numpy(extended(image, mask)[None]))
+    sampler = model.sampler(seed=2)
+    assert isinstance(sampler, CodeSampler)
+    codes, weights = _candidates(sampler, Part(mask, known_codes(mask, context), context), 6, 3)
+    noise = np.stack([stream(2, Purpose.CANDIDATES, index).gumbel(size=3) for index in range(6)])
+    best = [3 * index + int(choice) for index, choice in enumerate((weights.numpy() + noise).argmax(1))]
+    assert torch.equal(done.codes[0], codes[0][best])
+    assert {index % 3 for index in best} == {0, 1, 2}
+
+
+def test_what_is_filled_in_is_the_rounded_mean_of_its_known_neighbours() -> None:
+    image = np.array([[[10, 0, 21, 30]]], dtype=np.uint8)
+    assert extended(image, np.array([[True, False, True, True]]))[0].tolist() == [[10, 16, 21, 30]]
+    image = np.array([[[9, 10, 0], [0, 0, 0]]], dtype=np.uint8)
+    kept = np.array([[True, True, False], [False, False, False]])
+    assert extended(image, kept)[0].tolist() == [[9, 10, 10], [10, 10, 10]]
+
+
+def test_candidates_are_the_same_however_many_are_drawn_at_a_time(
+    learned: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, _ = undecided(learned, 1)
+    sampler = learned.sampler(seed=4)
+    assert isinstance(sampler, CodeSampler)
+    [codes], weights = _candidates(sampler, part, 5, 4)
+    monkeypatch.setattr(CodeSampler, "batch_size", lambda _self, _wanted: 3)
+    [again], also = _candidates(sampler, part, 5, 4)
+    assert torch.equal(again, codes)
+    torch.testing.assert_close(also, weights, rtol=0, atol=1e-4)

@@ -10,8 +10,10 @@ import torch
 
 from pipeline import CheckpointError, UsageError, generate, load
 from pipeline.data.splits import class_proportions
-from pipeline.sampling.labels import Label, class_numbers, labels_of
+from pipeline.randomness import Purpose, stream
+from pipeline.sampling.labels import Label, class_numbers, class_probabilities, labels_of
 from pipeline.training.stage2 import unigram_entropy
+from stage2_prior.sampling.noise import gumbel, image_words
 
 
 def test_both_stages_make_images_of_the_training_size(trained: Path) -> None:
@@ -100,3 +102,36 @@ def test_names_win_over_what_they_might_mean() -> None:
     assert class_numbers("2", names) == [2] and class_numbers(3, names) == [3]
     assert class_numbers("bird,2", names) == [3, 2]
     assert class_numbers("balanced", names[1:]) == [0, 1, 2]
+
+
+def test_an_image_is_drawn_with_the_noise_of_its_own_seed_and_index(trained: Path) -> None:
+    """Against argmax of the network's logits and the noise, position by position."""
+    model, indices = load(trained), np.array([4, 17, 0])
+    samples = model.sampler(seed=9).sample(indices)
+    uniforms = np.array([stream(9, Purpose.LABELS, int(index)).random() for index in indices])
+    [prior] = model.priors
+    first = prior.config.class_weights[0] / sum(prior.config.class_weights)
+    assert samples.labels is not None and samples.labels.tolist() == (uniforms >= first).astype(int).tolist()
+    words, codes = image_words(9, torch.from_numpy(indices), 0), torch.zeros(3, 2, 3, dtype=torch.int64)
+    with torch.no_grad():
+        for position in range(6):
+            row, column = divmod(position, 3)
+            noise = gumbel(words, torch.tensor([position]), 12)[0]
+            logits = prior.network(codes, samples.labels)[:, :, row, column].double()
+            codes[:, row, column] = (logits + noise).argmax(1)
+    assert torch.equal(samples.codes[0].long(), codes)
+    assert torch.equal(generate(trained, 18, seed=9).codes[0][[4, 17, 0]], samples.codes[0])
+
+
+def test_the_classes_of_a_seed_are_written_down(trained: Path) -> None:
+    [prior] = load(trained).priors
+    config = replace(
+        prior.config,
+        class_names=("a", "b", "c"),
+        class_weights=(2.0, 1.0, 1.0),
+        model=replace(prior.config.model, num_classes=3),
+    )
+    labels = labels_of(np.arange(12), None, 3, config)
+    assert labels is not None and labels.tolist() == [0, 2, 1, 1, 2, 0, 0, 1, 0, 0, 2, 0]
+    assert class_probabilities(None, config) == {0: 0.5, 1: 0.25, 2: 0.25}
+    assert class_probabilities("c,a", config) == class_probabilities(["a", 2, "c"], config) == {2: 0.5, 0: 0.5}

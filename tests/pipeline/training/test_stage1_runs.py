@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.cli.main import main
+from pipeline.data.splits import load_split
+from pipeline.randomness import Purpose, stream
 from pipeline.runs.validation import Metrics
 from pipeline.training.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig
@@ -109,3 +112,19 @@ def test_an_adversarial_training_keeps_its_latest_weights(monkeypatch: pytest.Mo
         options = {**TINY_VQVAE, "adversarial": adversarial, "evaluations": 4}
         run = train_vqvae(out=f"run-{adversarial}", images=images, targets=targets, **options).run
         assert json.loads((run / "vqvae" / "validation.json").read_text())["step"] == kept
+
+
+def test_the_variance_of_the_data_is_that_of_the_training_part_alone(trained: Path) -> None:
+    images, _ = shapes()
+    train = load_split(trained / "vqvae" / "split.safetensors").train
+    variance = float(load(trained).vqvae.network.data_variance)
+    assert len(train) < len(images) and variance == pytest.approx((images[train] / 255).var(), rel=1e-6)
+    assert variance != pytest.approx((images / 255).var(), rel=1e-4)
+
+
+def test_latents_are_standard_normal_numbers_of_seed_and_index_times_the_temperature(tmp_path: Path) -> None:
+    images, targets = shapes()
+    train_vqvae(out="run", images=images, targets=targets, **tiny_vqvae("gaussian", steps=1))
+    [drawn] = generate("run", 3, seed=4, temperature=0.5).codes
+    expected = np.stack([stream(4, Purpose.LATENTS, index).standard_normal((4, 2, 3)) for index in range(3)])
+    np.testing.assert_allclose(drawn.numpy(), 0.5 * expected, rtol=1e-6)
