@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.training import budget
-from pipeline.training.log import Log
+from pipeline.training.log import SKIPPED, Log
 from tests.pipeline.training.test_step import of_images
 
 
@@ -31,7 +31,8 @@ def test_the_memory_of_a_training_is_weights_gradients_moments_average_and_what_
         budget.expected_memory(of_images(tmp_path, **options))
         for options in ({}, {"average_decay": 0.9}, {"micro_batches": 4})
     )
-    weights = 4 * sum(parameter.numel() for parameter in of_images(tmp_path).module.parameters())
+    module = of_images(tmp_path).module
+    weights = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
     assert averaged - plain == weights
     assert plain - 4 * weights == pytest.approx(4 * (cut - 4 * weights), rel=1e-3)
 
@@ -45,7 +46,8 @@ def test_a_line_of_the_log_has_the_rate_of_its_step_and_the_means_since_the_line
     lines: list[dict[str, float]] = []
     log.line = lambda values: lines.append(dict(values))  # type: ignore[method-assign]
     for step, loss in enumerate((1.0, 2.0, 6.0)):
-        log.add({"loss": torch.tensor(loss), "gradient_norm": torch.tensor(2 * loss)})
+        norm = torch.tensor(2 * loss)
+        log.add({"loss": torch.tensor(loss), "gradient_norm": norm, SKIPPED: torch.tensor(False)})
         trainer.state.record.step = step + 1
         if step != 1:
             log.write()
