@@ -1,5 +1,6 @@
 """Which levels of a run's codes are to be learned, and with what options."""
 
+import functools
 import math
 import time
 from dataclasses import replace
@@ -105,10 +106,9 @@ def plan_levels(
 def save_settings(folder: RunFolder, runs: list[PriorRun], launch: Launch) -> None:
     """Of several levels write down how each will be trained: whatever interrupts one, all resume as asked for."""
     for run in runs if len(runs) > 1 else []:
-        with locked(folder.prior(run.level), launch.accelerator):
-            if launch.accelerator.is_main_process:
-                write_json(folder.prior(run.level) / IN_PROGRESS, as_json(run))
-    launch.accelerator.wait_for_everyone()
+        path = folder.prior(run.level) / IN_PROGRESS
+        with locked(path.parent, launch.accelerator, functools.partial(write_json, path, as_json(run))):
+            pass
 
 
 def check_codebook(folder: RunFolder, config: VQVAEConfig, measured: Metrics) -> None:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline import processes
 from pipeline.config.training import TrainingConfig, learning_rate
 from pipeline.errors import DivergedError
 from pipeline.reporting import Reporter
@@ -31,8 +32,7 @@ class Log:
         self.path = folder / METRICS
         self.pending: list[Mapping[str, Tensor]] = []
         self.since = time.perf_counter()
-        if accelerator.is_main_process:
-            _drop_lines_after(self.path, record.step)
+        processes.on_main(accelerator, lambda: _drop_lines_after(self.path, record.step))
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Remember a step's metrics, without waiting for the device."""
@@ -87,9 +87,12 @@ class Log:
         """Append a line, and send it to the tracker."""
         step = self.record.step
         self.accelerator.log(values, step=step)
-        if self.accelerator.is_main_process:
+
+        def append() -> None:
             with naming(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
+
+        processes.on_main(self.accelerator, append)
         self.since = time.perf_counter()
 
 

@@ -205,8 +205,7 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, VQVAETask)
         picture = previews.reconstructions(evaluated.network, image_set, parts)
-        if launch.accelerator.is_main_process:
-            write_picture(run.vqvae / RECONSTRUCTIONS, picture)
+        processes.on_main(launch.accelerator, lambda: write_picture(run.vqvae / RECONSTRUCTIONS, picture))
 
     def record() -> None:
         save_split(run.vqvae / SPLIT, parts)

@@ -213,8 +213,7 @@ def _train(
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, PriorTask)
         picture = previews.samples(evaluated.network, vqvae.network, validation)
-        if launch.accelerator.is_main_process:
-            write_picture(stage / SAMPLES_PICTURE, picture)
+        processes.on_main(launch.accelerator, lambda: write_picture(stage / SAMPLES_PICTURE, picture))
 
     trainer: Trainer[CodeBatch, Never] = Trainer(  # a prior has no statistics to report
         task=task,

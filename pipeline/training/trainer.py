@@ -109,10 +109,11 @@ class Trainer(Generic[Batch, ReportedT]):
         processes.on_main(self.accelerator, lambda: remove_old(self.checkpoints, self.config.keep))
 
     def _discard_after(self, step: int) -> None:
-        if self.accelerator.is_main_process:
+        def discard() -> None:
             for path in discard_after(self.checkpoints, step):
                 self.reporter.say(f"removed {path}, which lies ahead of where this run goes on")
-        self.accelerator.wait_for_everyone()
+
+        processes.on_main(self.accelerator, discard)
 
     def set_steps(self, config: TrainingConfig) -> None:
         """Settle how many steps there are; schedules follow."""
