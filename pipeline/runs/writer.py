@@ -50,8 +50,9 @@ WriterT = TypeVar("WriterT", bound=Writer)
 
 def this_writer() -> Writer:
     """This process, as of now."""
-    command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
-    return Writer(command=command, host=socket.gethostname(), process_id=os.getpid(), since=now())
+    is_gen = Path(sys.argv[0]).name == "gen"  # else a script, or `python -m pipeline` under a launcher
+    arguments = ["gen", *sys.argv[1:]] if is_gen else [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
+    return Writer(command=shlex.join(arguments), host=socket.gethostname(), process_id=os.getpid(), since=now())
 
 
 def now() -> datetime:
