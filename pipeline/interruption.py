@@ -3,7 +3,8 @@
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 
 import torch
@@ -52,3 +53,13 @@ class Interruption:
         elif number != signal.SIGTERM or time.monotonic() - self._noted > _LAUNCHERS_SECONDS:
             self._previous.close()
             signal.raise_signal(number)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """What is done meanwhile is done whole: signals that would stop the command are delivered at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

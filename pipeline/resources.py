@@ -10,16 +10,33 @@ import torch
 
 from pipeline.errors import ResourceError
 
+ROOT_GROUP = Path("/sys/fs/cgroup")
+
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that one process of this machine may still take."""
+    """Bytes that one process of this machine may still take, within the limits of its container or job."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():  # a container's, else "max"
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        # What torch keeps for its next tensors counts as taken on the device.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    free = min([int(psutil.virtual_memory().available), *_left_in_groups()])
     return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _left_in_groups() -> list[int]:
+    """What the control groups of this process (cgroup v2) leave it; the kernel gives cached files back when asked."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []  # no Linux
+    left = []
+    for name in (line.removeprefix("0::/") for line in own if line.startswith("0::/")):
+        for group in (ROOT_GROUP / name, *(ROOT_GROUP / name).parents):
+            limit, used, kinds = (group / f"memory.{file}" for file in ("max", "current", "stat"))
+            if group.is_relative_to(ROOT_GROUP) and limit.is_file() and limit.read_text().strip().isdigit():
+                cached = dict(line.split() for line in kinds.read_text().splitlines()).get("inactive_file", 0)
+                left.append(int(limit.read_text()) - int(used.read_text()) + int(cached))
+    return left
 
 
 def free_disk(path: Path) -> int:

@@ -6,6 +6,7 @@ Tensors are safetensors, the rest is JSON; nothing is pickled, and loading runs 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -109,14 +110,17 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(unfinished)
 
 
+_OUR_FOLDERS = re.compile(r"\.((step|best)-\d+|files)(\.\w{8})?\.unfinished")
+_OUR_FILES = re.compile(r"\..+\.unfinished|\.tmp\w{6}")  # the latter of the safetensors library
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed command left half written in a folder. Call it while no other command writes there."""
-    for pattern in (f".*{UNFINISHED}", ".tmp??????"):  # ours, and those of the safetensors library
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """Remove what a killed command left half written in a folder of ours, where no other command writes now."""
+    for path in folder.glob(".*"):
+        if path.is_dir() and _OUR_FOLDERS.fullmatch(path.name):
+            shutil.rmtree(path)
+        elif path.is_file() and _OUR_FILES.fullmatch(path.name):
+            path.unlink()
 
 
 def _take_name(unfinished: Path, path: Path) -> None:

@@ -68,12 +68,14 @@ def entries() -> list[Entry]:
 
 def _entry(folder: Path) -> Entry | None:
     try:
+        used = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
         about = json.loads((folder / ABOUT).read_text())
         shape = np.load(folder / IMAGES, mmap_mode="r").shape
-        used = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
         return Entry(folder, about.get("data", "unknown"), shape, size_of(folder), used)
     except (FileNotFoundError, NotADirectoryError):  # another command is removing it; or it is none of ours
         return None
+    except (OSError, ValueError, AttributeError, EOFError):
+        return Entry(folder, "damaged", (0, 0, 0, 0), size_of(folder), used)
 
 
 def size_of(folder: Path) -> int:
@@ -170,6 +172,9 @@ def make_room(needed: int, what: str) -> None:
     resources.check_disk(decoded_folder(), needed, what, remedy)
 
 
+_DOWNLOADED = ("MNIST", "FashionMNIST", "cifar-10-batches-py", "cifar-10-python.tar.gz")  # by torchvision
+
+
 def clear() -> tuple[int, int]:
     """Remove all that is not in use, downloads included; returns the bytes that were removed, and those left."""
     before = size_of(cache_folder())
@@ -178,6 +183,8 @@ def clear() -> tuple[int, int]:
         remove(entry)
     with _if_free(DOWNLOADS) as free:
         if free:
-            shutil.rmtree(downloads_folder(), ignore_errors=True)
+            for pattern in _DOWNLOADED:  # somebody else may keep something beside them
+                for path in downloads_folder().glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
     left = size_of(cache_folder())
     return before - left, left

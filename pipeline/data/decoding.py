@@ -1,6 +1,7 @@
 """Image files to pixels: what all are decoded to, and how; whatever cannot be is named."""
 
 import os
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -15,8 +17,10 @@ from pipeline.data import pixels
 from pipeline.data.pixels import BadImageError, Colour, channels
 from pipeline.data.sources import UNREADABLE, Source
 from pipeline.errors import DataError
+from pipeline.resources import free_memory
 
 PROBED = 64  # files looked at to choose size and colour
+_BYTES_A_PIXEL = 24  # of an image while it is decoded and resized, at most, about
 CHUNK = 16  # images that a thread decodes before it takes others
 
 
@@ -88,20 +92,35 @@ def _open(source: Source, name: str) -> Image.Image:
 def decode_into(array: UInt8[np.ndarray, "n c h w"], source: Source, plan: Plan) -> dict[int, str]:
     """Decode every file into its row; returns why some could not be."""
 
+    alone = threading.Lock()
+
     def decode(index: int) -> str | None:
         try:
             image = _open(source, source.names[index])
             plan.check(image)
+            array[index] = pixels.fit(image, plan.height, plan.width, plan.colour)
         except BadImageError as error:
             return str(error)
-        array[index] = pixels.fit(image, plan.height, plan.width, plan.colour)
         return None
 
+    def decode_in_memory(index: int) -> str | None:
+        """Where the memory is full, it is no fault of the image: it is tried again while no other one is."""
+        try:
+            return decode(index)
+        except MemoryError:
+            with alone:
+                try:
+                    return decode(index)
+                except MemoryError:
+                    return "takes more memory than is free"
+
     def decode_chunk(indices: range) -> dict[int, str]:
-        return {index: reason for index in indices if (reason := decode(index))}
+        return {index: reason for index in indices if (reason := decode_in_memory(index))}
 
     bad: dict[int, str] = {}
-    workers = os.cpu_count() or 1
+    # A decoded image is held several times over: as it is in the file, converted, and while it is resized.
+    at_once = free_memory(torch.device("cpu")) // ((Image.MAX_IMAGE_PIXELS or 2**27) * _BYTES_A_PIXEL)
+    workers = max(1, min(os.cpu_count() or 1, at_once))
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[dict[int, str]]] = deque()
         for start in range(0, len(source.names), CHUNK):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.errors import DataError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.storage import atomic_folder
 
+MOST_CLASSES = 2**20
 _LISTED = 10  # bad files named in an error
 _CPU = torch.device("cpu")
 
@@ -102,18 +104,26 @@ def from_array(
     config: DataConfig,
 ) -> ImageSet:
     """Images that are decoded already: cut to the configured size and colour. Raises DataError and ResourceError."""
-    array = np.asarray(images)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not len(array):
+    array, labels = _as_array(images), None if labels is None else _as_array(labels)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not array.size:
         raise DataError(f"images must be uint8 (n, 1 or 3, height, width); got {array.dtype} {array.shape}")
     if labels is not None:
-        _check_labels(np.asarray(labels), len(array))
+        _check_labels(labels, len(array))
     height, width = config.size() if config.image_size else array.shape[2:]
     colour = config.colour if config.colour != "auto" else ("grey" if array.shape[1] == 1 else "colour")
     if array.shape[1:] != (channels(colour), height, width):
         array = _fitted(array, (len(array), channels(colour), height, width))
-    kept = np.asarray(labels).astype(np.int64) if labels is not None and config.labels else None
+    kept = labels.astype(np.int64) if labels is not None and config.labels else None
     names = class_names or tuple(str(i) for i in range(0 if kept is None else int(kept.max()) + 1))
     return ImageSet(array, kept, names if kept is not None else (), fingerprint(array, kept))
+
+
+def _as_array(given: np.ndarray | Tensor) -> np.ndarray:
+    try:
+        return given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"images and targets must be arrays or tensors of whole numbers ({reason})") from error
 
 
 def _fitted(images: UInt8[np.ndarray, "n c h w"], shape: tuple[int, int, int, int]) -> UInt8[np.ndarray, "n c2 h2 w2"]:
@@ -134,6 +144,8 @@ def _check_labels(labels: np.ndarray, n: int) -> None:
         raise DataError(f"{n} images but labels of shape {labels.shape}; give one number per image")
     if labels.dtype.kind not in "iu":
         raise DataError(f"labels must be whole numbers from 0 on; got {labels.dtype}, such as {labels[0]!r}")
+    if labels.max() >= MOST_CLASSES:
+        raise DataError(f"labels must be below {MOST_CLASSES:,}, the most classes there may be; got {labels.max()}")
     if labels.min() < 0:
         raise DataError(
             f"labels must be whole numbers from 0 on; got {labels.min()} (all images have a class, or none has)"
@@ -205,30 +217,34 @@ def _from_cache(source: Source, config: DataConfig, plan: Plan, reporter: Report
     if there is not None:
         return there
     with cache.alone_with(key, reporter):
-        if not folder.exists():  # else the command that was waited for has decoded them
+        decoded = _opened(folder)  # perhaps the command that was waited for has decoded them
+        if decoded is None:
+            shutil.rmtree(folder, ignore_errors=True)  # what does not open whole
             shape = plan.shape(len(source.names))
             cache.remove_orphans(key)
             cache.make_room(math.prod(shape), _in_words(shape))
             # Another machine with the same home may decode the same files: whoever is first is right.
             with contextlib.suppress(FileExistsError), atomic_folder(folder) as unfinished:
                 _decode_to_folder(unfinished, source, config, plan)
-        decoded = _opened(folder)
-    assert decoded is not None
+            decoded = _opened(folder)
+    if decoded is None:
+        raise DataError(f"{folder} was removed or damaged meanwhile; try again, or `gen cache --clear` first")
     return decoded
 
 
 def _opened(folder: Path) -> ImageSet | None:
-    """The decoded set in a folder of the cache; None where there is none, or it is being removed."""
+    """The decoded set in a folder of the cache; None where there is none, it is being removed, or it is damaged."""
     try:
         about = json.loads((folder / cache.ABOUT).read_text())
         labels = np.load(folder / cache.LABELS) if about["class_names"] else None
         array = mapped.open_held(folder / cache.IMAGES)
-    except FileNotFoundError:
+        class_names, skipped, names = (tuple(about[name]) for name in ("class_names", "skipped", "names"))
+        found = ImageSet(array, labels, class_names, about["fingerprint"], skipped, names)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     with contextlib.suppress(PermissionError):  # of a cache that others fill
         os.utime(folder)  # it was used now
-    class_names, skipped, names = (tuple(about[name]) for name in ("class_names", "skipped", "names"))
-    return ImageSet(array, labels, class_names, about["fingerprint"], skipped, names)
+    return found
 
 
 def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: Plan) -> None:

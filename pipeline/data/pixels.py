@@ -94,6 +94,8 @@ def open_image(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,} at most; a training takes more with --max-pixels"
         raise BadImageError(f"too many pixels ({limit})") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error
 

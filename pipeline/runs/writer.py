@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import CheckpointError
@@ -24,7 +24,7 @@ class Writer:
 
     command: str
     host: str
-    process_id: int
+    process_id: int = Field(gt=0)
     since: datetime
 
     def in_words(self) -> str:

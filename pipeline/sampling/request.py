@@ -59,10 +59,10 @@ def sample_folder(folder: Path, request: Request, accelerator: Accelerator) -> I
     def prepare() -> None:
         if path.exists():
             _check_same(folder, validated(path, read_json(path), Request), request)
+            remove_partial(folder, request.format)
         else:  # before anything else, or a command that is killed leaves a folder that belongs to nothing
             write_json(path, asdict(request))
         (folder / CODES).mkdir(exist_ok=True)
-        remove_partial(folder, request.format)
 
     processes.on_main(accelerator, check_is_ours)
     with locked(folder, accelerator, prepare):

@@ -7,14 +7,13 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.randomness import batch_indices
-from pipeline.training.memory import saved_bytes, weight_bytes
+from pipeline.training.memory import PROBED, activations, saved_bytes, weight_bytes
 from pipeline.training.task import Batch, ReportedT
 from pipeline.training.trainer import Trainer, own_random_numbers
 
 WARM_UP = 4
 TIMED = 16
 SPARE = 0.97  # of the time; the rest is for files, pictures and what the estimate misses
-_PROBED = 2  # images of the forward pass whose saved tensors are counted
 
 
 def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> int:
@@ -56,7 +55,10 @@ def _seconds(trainer: Trainer[Batch, ReportedT], work: Callable[[], object]) -> 
 def expected_memory(trainer: Trainer[Batch, ReportedT]) -> int:
     """Bytes a process for weights, gradients, AdamW's two moments, the average, and a micro-batch's activations."""
     micro_batch = trainer.config.batch_size // (trainer.config.micro_batches or 1)
-    batch = trainer.training_batch(batch_indices(trainer.config.seed, 0, _PROBED, trainer.data.population))
     with own_random_numbers(trainer.device), trainer.autocast():
-        activations = saved_bytes(trainer.module, batch)
-    return weight_bytes(trainer.module, trainer.config) + activations * micro_batch // _PROBED
+        few, more = (saved_bytes(trainer.module, _batch(trainer, images)) for images in PROBED)
+    return weight_bytes(trainer.module, trainer.config) + activations(few, more, micro_batch)
+
+
+def _batch(trainer: Trainer[Batch, ReportedT], n: int) -> Batch:
+    return trainer.training_batch(batch_indices(trainer.config.seed, 0, n, trainer.data.population))

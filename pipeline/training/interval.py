@@ -1,43 +1,31 @@
-"""How many steps pass between two checkpoints at most, whatever `--checkpoints` says: about ten minutes of them."""
+"""When a checkpoint is due whatever `--checkpoints` says: no more than ten minutes of a training are ever lost."""
 
 import time
-from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 
-SECONDS = 8 * 60.0  # so that with evaluations and pictures in between, no more than ten minutes are ever lost
-_TIMED = (2, 4, 8, 16)  # steps of this run after which the time of one is measured, each time better
+SECONDS = 8 * 60.0  # so that ten minutes hold an evaluation and a picture besides
+_AGREED_EVERY = 10  # steps of a GPU between two exchanges with the other processes, which wait for it
 
 
-@dataclass
 class SaveInterval:
-    """Says when a checkpoint is due: after a number of steps, once the first ones have been timed on all processes.
+    """Says by the clock when a checkpoint is due, on all processes alike. Weights do not depend on it."""
 
-    Weights do not depend on it, so it is not saved: a run may be resumed on a slower machine.
-    """
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.begin()
 
-    accelerator: Accelerator
-    last: int  # the step of the latest checkpoint, or that this run began with
-    steps: int = 2**62
-    _first: int = field(init=False)
-    _since: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._first = self.last
+    def begin(self) -> None:
+        """Everything up to now is saved."""
+        self._since = time.perf_counter()
 
     def is_due(self, step: int) -> bool:
-        """Whether as many steps have been done since the last checkpoint. Call it after every step."""
-        done = step - self._first
-        if done == 1:  # the first one is slower
-            self._since = time.perf_counter()
-        if done in _TIMED:
-            self._measure(done - 1)
-        return step - self.last >= self.steps
-
-    def _measure(self, timed: int) -> None:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self.accelerator.device)
-        seconds = torch.tensor([time.perf_counter() - self._since], device=self.accelerator.device)
-        slowest = float(self.accelerator.gather(seconds).max()) / timed
-        self.steps = max(1, int(SECONDS / slowest))
+        """Whether the last checkpoint is as old as that. Call it after every step."""
+        passed = time.perf_counter() - self._since
+        if self._accelerator.num_processes == 1:
+            return passed >= SECONDS
+        device = self._accelerator.device
+        if device.type == "cuda" and step % _AGREED_EVERY:
+            return False
+        return float(self._accelerator.gather(torch.tensor([passed], device=device)).max()) >= SECONDS

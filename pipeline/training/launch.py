@@ -15,6 +15,7 @@ from pipeline.config.options import OptionDict, Options, flatten, given, read_co
 from pipeline.config.presets import PRESETS
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InterruptedRunError, UsageError
+from pipeline.interruption import signals_held
 from pipeline.randomness import Purpose, number
 from pipeline.reporting import Reporter, table
 from pipeline.resources import check_disk
@@ -148,7 +149,8 @@ def train_and_publish(
     _report_end(trainer, ended)
 
     def finish() -> None:
-        publish(trainer.folder, settings, trainer.state.record, published)
+        with signals_held():
+            publish(trainer.folder, settings, trainer.state.record, published)
         write_card(run)
 
     processes.on_main(launch.accelerator, finish)
@@ -164,7 +166,7 @@ def _prepare_folder(trainer: Trainer[Batch, ReportedT]) -> None:
     remove_left_behind(trainer.folder)
     there = sum(path.stat().st_size for path in (trainer.folder / CHECKPOINTS).glob("*/*"))
     needed = disk_needed(trainer.state, min(trainer.config.keep, trainer.config.checkpoints)) - there
-    check_disk(trainer.folder, needed, "this training", "choose a smaller --keep, or another --out")
+    check_disk(trainer.folder, needed, "this training", "choose a smaller --keep, or make room there")
 
 
 def _report_end(trainer: Trainer[Batch, ReportedT], ended: Ended) -> None:

@@ -15,7 +15,7 @@ from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 
 Model: TypeAlias = VQVAEConfig | PriorConfig
 
-_PROBED = 2  # images of the forward pass whose saved tensors are counted
+PROBED = (2, 4)  # images of two forward passes whose saved tensors are counted
 # Options that a training needs more memory for the larger they are.
 _SIZES = ("hidden", "residual_blocks", "residual_channels", "num_codes", "code_dim", "levels")
 _SIZES_OF_PRIORS = ("hidden", "layers", "kernel", "first_kernel", "head", "condition_blocks")
@@ -62,12 +62,19 @@ def training_memory(model: Model, training: TrainingConfig) -> int:
     In bfloat16 all activations count half, which makes it a little less than is needed.
     """
     with torch.device("meta"):
-        task, batch = _described(model)
+        task = _task(model)
         weights = weight_bytes(task, training)
         positions = 0 if isinstance(model, VQVAEConfig) else model.positions
-        activations = saved_bytes(task, batch, positions) // (2 if training.precision == "bfloat16" else 1)
+        few, more = (saved_bytes(task, _batch(model, images), positions) for images in PROBED)
     micro_batch = training.batch_size // (training.micro_batches or 1)
-    return weights + activations * micro_batch // _PROBED
+    return weights + activations(few, more, micro_batch) // (2 if training.precision == "bfloat16" else 1)
+
+
+def activations(few: int, more: int, micro_batch: int) -> int:
+    """Bytes that a micro-batch keeps, from those of `PROBED` images: some do not depend on how many there are."""
+    fewer, greater = PROBED
+    per_image = (more - few) // (greater - fewer)
+    return max(0, few - fewer * per_image) + per_image * micro_batch
 
 
 def weight_bytes(task: torch.nn.Module, training: TrainingConfig) -> int:
@@ -76,14 +83,18 @@ def weight_bytes(task: torch.nn.Module, training: TrainingConfig) -> int:
     return (5 if training.average_decay else 4) * (parameters + buffers)
 
 
-def _described(model: Model) -> tuple[torch.nn.Module, Tensor | CodeBatch]:
-    """A task and a batch of a few images or maps, on the current device."""
+def _task(model: Model) -> torch.nn.Module:
+    """The network with what its training needs, on the current device."""
+    return VQVAETask(VQVAE(model)) if isinstance(model, VQVAEConfig) else PriorTask(make_prior(model))
+
+
+def _batch(model: Model, n: int) -> Tensor | CodeBatch:
+    """So many images or maps, on the current device."""
     if isinstance(model, VQVAEConfig):
-        images = torch.zeros((_PROBED, model.channels, model.height, model.width), dtype=torch.uint8)
-        return VQVAETask(VQVAE(model)), images
-    codes = torch.zeros((_PROBED, model.height, model.width), dtype=torch.int64)
-    labels = torch.zeros(_PROBED, dtype=torch.int64) if model.num_classes else None
-    return PriorTask(make_prior(model)), CodeBatch(codes, labels, [codes for _ in model.coarser])
+        return torch.zeros((n, model.channels, model.height, model.width), dtype=torch.uint8)
+    codes = torch.zeros((n, model.height, model.width), dtype=torch.int64)
+    labels = torch.zeros(n, dtype=torch.int64) if model.num_classes else None
+    return CodeBatch(codes, labels, [codes for _ in model.coarser])
 
 
 def saved_bytes(task: torch.nn.Module, batch: object, positions: int = 0) -> int:

@@ -19,7 +19,7 @@ BOTH_LENGTHS = "--steps and --max-minutes are two ways to say the same thing; gi
 
 
 # What of a training may be another on resuming: its length, and what rescues one that diverged.
-MAY_CHANGE = ("steps", "patience", "learning_rate", "clip", "precision")
+MAY_CHANGE = ("steps", "patience", "learning_rate", "clip", "precision", "keep")
 
 
 class NothingLeftError(UsageError):
@@ -111,6 +111,9 @@ def checkpoint_to_resume(folder: Path, resume: str | None, reporter: Reporter) -
             f"{folder} holds a finished model and no checkpoint to go on from, so it is left as it is; train a new run "
             "with another --out"
         )
+    if checkpoint is None and complaints:
+        nothing_whole = f"no checkpoint in {folder / CHECKPOINTS} is whole; bring one back, or delete them all"
+        raise CheckpointError("\n".join([*complaints, nothing_whole]))
     for complaint in complaints:
         reporter.say(f"skipped: {complaint}")
     where = "from the start: there is no checkpoint yet" if checkpoint is None else f"from {checkpoint}"

@@ -209,7 +209,9 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
 
     def record() -> None:
         save_split(run.vqvae / SPLIT, parts)
-        save_hashes(run.vqvae / IMAGE_HASHES, image_set)
+        is_begun = (run.vqvae / IN_PROGRESS).exists()  # on these images, as has been checked
+        if not (is_begun and (run.vqvae / IMAGE_HASHES).exists()):
+            save_hashes(run.vqvae / IMAGE_HASHES, image_set)
         write_skipped(run.vqvae / BAD_IMAGES, image_set)
 
     trainer = Trainer(

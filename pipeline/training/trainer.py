@@ -23,11 +23,12 @@ from pipeline.errors import DivergedError
 from pipeline.interruption import Interruption
 from pipeline.randomness import BatchIndices, Purpose, batch_indices, generator, number
 from pipeline.reporting import Reporter
-from pipeline.runs.layout import CHECKPOINTS
+from pipeline.runs.layout import CHECKPOINTS, WEIGHTS
 from pipeline.runs.validation import Metrics
 from pipeline.training.checkpoint import (
     StepRecord,
     TrainingState,
+    best_folder,
     discard_after,
     load_checkpoint,
     remove_old,
@@ -90,11 +91,7 @@ class Trainer(Generic[Batch, ReportedT]):
         self.checkpoints = self.folder / CHECKPOINTS
 
     def start(self) -> None:
-        """Let the task fit itself to a few batches, and give every process the same result.
-
-        Checkpoints of a run that ended before its first one, if any, are removed.
-        """
-        self._discard_after(-1)
+        """Let the task fit itself to a few batches, and give every process the same result."""
         batches = [self.training_batch(self._batch_indices(step)) for step in range(POOLED_BATCHES)]
         with torch.no_grad(), self.autocast():
             self.task.initialise(batches, generator(self.config.seed, Purpose.CODEBOOK, device=self.device))
@@ -124,7 +121,7 @@ class Trainer(Generic[Batch, ReportedT]):
         """Train to the end, or until a signal, after which the state is saved. Raises DivergedError."""
         record = self.state.record
         log = Log(self.accelerator, self.reporter, self.folder, self.config, record)
-        interval = SaveInterval(self.accelerator, record.step)
+        interval, due = SaveInterval(self.accelerator), False
         with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
             last = record.step if self._is_overfit() else record.total_steps
             name = f"prior/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
@@ -138,17 +135,27 @@ class Trainer(Generic[Batch, ReportedT]):
                     log.write()
                     self._evaluate_and_keep(log)
                 signal_number, early = interruption.agreed(record.step), self._is_overfit()
-                due = is_due(self.config.checkpoints, record.step, record.total_steps) or interval.is_due(record.step)
-                if signal_number or early or due:
+                due |= is_due(self.config.checkpoints, record.step, record.total_steps) | interval.is_due(record.step)
+                ends = bool(signal_number) or early or record.step == last
+                if ends or due:
                     log.write()
-                    if signal_number or not record.skipped_in_a_row:  # else these weights may be lost already
+                    if ends or not record.skipped_in_a_row:  # else these weights may be lost: after a step that counts
                         self._save()
-                        interval.last = record.step
+                        interval.begin()
+                        due = False
                 if signal_number or early:
                     return Ended(signal_number, early)
-            if record.best is None:  # the best weights were damaged, and no evaluation was due since
+            if not self._best_is_there():
+                self.reporter.say("the best weights are not on the disk any more: the latest are kept in their place")
+                record.best = None
                 self._evaluate_and_keep(log)
         return Ended(0, self._is_overfit())
+
+    def _best_is_there(self) -> bool:
+        """Whether the best weights can be published. Somebody may have deleted them, or they were damaged."""
+        record = self.state.record
+        there = record.best is not None and (best_folder(self.checkpoints, record.best_step) / WEIGHTS).is_file()
+        return processes.true_on_all(self.accelerator, there)
 
     def _is_overfit(self) -> bool:
         """Whether the best evaluation lies too far back: a function of the step record, as on resuming."""

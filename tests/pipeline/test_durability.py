@@ -209,7 +209,7 @@ def test_a_model_stays_until_all_of_the_next_one_is_on_the_disk(tmp_path: Path) 
 def test_what_a_killed_command_left_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
     train_vqvae(out=tmp_path / "run", images=IMAGES, targets=TARGETS, **{**TINY_VQVAE, "steps": 2})
     stage = tmp_path / "run" / "vqvae"
-    left = [stage / "checkpoints" / f".step-000000003.abc{UNFINISHED}", stage / f".files.abc{UNFINISHED}"]
+    left = [stage / "checkpoints" / f".step-000000003.abcdefgh{UNFINISHED}", stage / f".files.abcdefgh{UNFINISHED}"]
     for folder in left:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")

@@ -19,6 +19,7 @@ from pipeline.storage import (
     load_strictly,
     load_tensors,
     read_json,
+    remove_unfinished,
     save_tensors,
     sha256,
     verify,
@@ -181,3 +182,17 @@ def test_equal_contents_make_equal_files_in_whatever_order_and_process(tmp_path:
 def test_files_whose_metadata_lie_in_another_order_stay_readable(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "older", METADATA)
     assert load_metadata(tmp_path / "older") == METADATA
+
+
+def test_only_what_is_ours_is_removed_as_half_written(tmp_path: Path) -> None:
+    """Once, a hidden folder of somebody else's was, in a folder that samples were drawn into."""
+    theirs = [tmp_path / ".tmpabcdef" / "thesis.txt", tmp_path / ".notes.unfinished" / "notes.txt"]
+    folders = ("step-000000100.ab_12xyz", "best-000000100", "files.abcdefgh")
+    ours = [tmp_path / f".{name}.unfinished" / "x" for name in folders]
+    files = [tmp_path / ".config.json.unfinished", tmp_path / ".tmpAb12Cd"]
+    for path in (*theirs, *ours, *files):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("content")
+    remove_unfinished(tmp_path)
+    assert all(path.exists() for path in theirs)
+    assert not any(path.exists() for path in (*ours, *files))

@@ -263,10 +263,26 @@ def test_only_what_nobody_uses_is_cleared(photos: Path) -> None:
     decoded(photos, image_size="4")
     (cache.cache_folder() / "torchvision").mkdir()
     (cache.cache_folder() / "torchvision" / "MNIST").write_bytes(b"x" * 100)
+    theirs = cache.cache_folder() / "torchvision" / "my-own-model.pth"  # where GEN_CACHE names a folder of many things
+    theirs.write_bytes(b"x")
     removed, left = cache.clear()
     assert removed > 100 and left > held.nbytes
     assert [entry.shape for entry in cache.entries()] == [held.shape]
-    assert not (cache.cache_folder() / "torchvision").exists()
+    assert not (cache.cache_folder() / "torchvision" / "MNIST").exists() and theirs.exists()
     del held
     cache.clear()
     assert cache.entries() == []
+
+
+@pytest.mark.parametrize("name", ["images.npy", "images.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"\x93NUMPY\x01\x00"])
+def test_a_damaged_set_is_listed_and_decoded_anew(photos: Path, name: str, content: bytes | None) -> None:
+    before = np.array(decoded(photos))
+    (entry,) = cache.entries()
+    if content is None:
+        (entry.folder / name).unlink()
+    else:
+        (entry.folder / name).write_bytes(content)
+    assert len(cache.entries()) == int(content is not None)
+    assert np.array_equal(decoded(photos), before)
+    assert [found.shape for found in cache.entries()] == [before.shape]

@@ -22,6 +22,7 @@ from pipeline import DataError
 from pipeline.cli.inputs import images_like
 from pipeline.config.data import DataConfig
 from pipeline.data import decoding, pixels
+from pipeline.data.decoding import Plan, decode_into
 from pipeline.data.image_set import load_images, test_files_fingerprint
 from pipeline.data.pixels import BadImageError, decoders, open_image
 from pipeline.data.sources import SUFFIXES, Source, open_source
@@ -122,16 +123,28 @@ def test_a_damaged_tiff_is_skipped_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_more_memory_than_there_is_makes_a_bad_image_and_ctrl_c_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_memory(*_: object) -> None:
-        raise MemoryError
+def test_a_full_memory_makes_no_bad_image_and_ctrl_c_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, whole images were called unreadable, and left out, where the memory was full for a moment."""
+    failures = iter([True, True, False, False, *[True] * 20])
+    as_seen = pixels._as_seen
+
+    def without_memory(image: Image.Image) -> Image.Image:
+        if next(failures):
+            raise MemoryError
+        return as_seen(image)
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pixels, "_as_seen", without_memory)
-    with pytest.raises(BadImageError, match="MemoryError"):
+    with pytest.raises(MemoryError):
         open_image(encoded("PNG"))
+    (tmp_path / "one.png").write_bytes(encoded("PNG"))
+    plan = Plan("colour", 32, 40, size_asked=True, colour_asked=True)
+    array = np.zeros(plan.shape(1), np.uint8)
+    assert decode_into(array, open_source(tmp_path, 2**20), plan) == {} and array.any()
+    next(failures)
+    assert decode_into(array, open_source(tmp_path, 2**20), plan) == {0: "takes more memory than is free"}
     monkeypatch.setattr(pixels, "_as_seen", stopped)
     with pytest.raises(KeyboardInterrupt):
         open_image(encoded("PNG"))

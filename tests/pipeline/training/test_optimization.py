@@ -1,6 +1,7 @@
 """A step whose loss or gradient is no number changes nothing; several in a row stop the run before anything is lost."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import DivergedError, train_prior, train_vqvae
-from pipeline.runs.validation import Metrics
-from pipeline.storage import load_tensors
+from pipeline import CheckpointError, DivergedError, train_prior, train_vqvae
+from pipeline.runs.validation import Metrics, read_validation
+from pipeline.storage import load_tensors, verify
 from pipeline.training.checkpoint import list_checkpoints, optimizer_tensors
 from pipeline.training.optimization import clear_moments
 from pipeline.training.trainer import Trainer
@@ -138,10 +139,14 @@ def test_steps_that_are_skipped_in_a_row_stop_the_run(tmp_path: Path, monkeypatc
 
 
 def test_no_checkpoint_is_written_while_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights whose next gradient is no number may be lost already: the checkpoint before them is worth more."""
-    poison(monkeypatch, 4, 5)
-    stage = stage1(tmp_path / "run", steps=8, checkpoints=8, keep=8)
+    """Weights whose next gradient is no number may be lost already: the one that was due follows the next good step."""
+    with monkeypatch.context() as patched:
+        poison(patched, 4, 5)
+        stage = stage1(tmp_path / "run", steps=8, checkpoints=8, keep=8)
     assert [path.name[-1] for path in list_checkpoints(stage / "checkpoints")] == ["1", "2", "3", "4", "7", "8"]
+    poison(monkeypatch, 3, 7)
+    stage = stage1(tmp_path / "other", steps=8, checkpoints=2, keep=8)
+    assert [path.name[-1] for path in list_checkpoints(stage / "checkpoints")] == ["5", "8"]
 
 
 def test_a_learning_rate_beyond_reason_stops_the_run_before_lost_weights_are_saved(tmp_path: Path) -> None:
@@ -161,17 +166,52 @@ def test_an_evaluation_that_is_no_number_is_never_the_best(tmp_path: Path, monke
 
 
 def test_checkpoints_are_written_every_few_minutes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first steps are timed; from then on it is a number of steps, and the weights do not depend on it."""
+    """By the clock, so that a machine that becomes slower loses no more; and the weights do not depend on it."""
     whole = stage1(tmp_path / "whole", checkpoints=1)
     assert len(list_checkpoints(whole / "checkpoints")) == 1
-    clock = iter(np.arange(0.0, 1000.0, 100.0))  # seconds, at each time that the clock is read
+    clock = iter(np.arange(0.0, 10_000.0, 100.0))  # seconds, at each time that the clock is read
     timed = SimpleNamespace(perf_counter=lambda: float(next(clock)))
     monkeypatch.setattr("pipeline.training.interval.time", timed)
     saved = stage1(tmp_path / "saved", checkpoints=1)
     steps = [int(path.name[-2:]) for path in list_checkpoints(saved / "checkpoints")]
-    # Of 100 s each, as measured after the second step, 4 fit into 8 minutes; of 67 s 7; of 43 s 11.
-    assert steps == [7, 12]
+    assert steps == [5, 10, 12]  # 480 s after the beginning, and after the last one
     assert_same_files(whole, saved)
+
+
+def test_best_weights_that_were_deleted_meanwhile_are_replaced_by_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Trainer.evaluate
+    deleted: list[Path] = []
+
+    def deleting(self: Trainer[Any, Any]) -> Metrics:
+        if self.state.record.step == 12 and not deleted:
+            deleted.append(self.checkpoints)
+            shutil.rmtree(self.checkpoints)
+            return Metrics({"nmse": 9.0})
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", deleting)
+    stage = stage1(tmp_path / "run", evaluations=3)
+    assert read_validation(stage).step == 12
+    verify(stage)
+
+
+def test_checkpoints_of_which_none_is_whole_are_not_thrown_away(tmp_path: Path) -> None:
+    """Once, resuming went back to the start, and removed them."""
+    with pytest.raises(PowerCutError):
+        stage1(tmp_path / "run", reporter=interrupting(7), checkpoints=3)
+    checkpoints = list_checkpoints(tmp_path / "run" / "vqvae" / "checkpoints")
+    kept = {path: (path / "optimizer.safetensors").read_bytes() for path in checkpoints}
+    for path in checkpoints:
+        (path / "optimizer.safetensors").unlink()
+    message = r"optimizer.safetensors is missing(.|\n)*no checkpoint in .* is whole; bring"
+    with pytest.raises(CheckpointError, match=message):
+        stage1(tmp_path / "run", resume="auto", checkpoints=3)
+    assert list_checkpoints(tmp_path / "run" / "vqvae" / "checkpoints") == checkpoints
+    for path, content in kept.items():
+        (path / "optimizer.safetensors").write_bytes(content)
+    stage1(tmp_path / "run", resume="auto", checkpoints=3)
 
 
 def test_what_the_optimizer_remembers_of_replaced_rows_is_cleared() -> None:
