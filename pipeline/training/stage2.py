@@ -160,10 +160,11 @@ def _code_maps(
 ) -> dict[str, CodeMaps]:
     """The codes of the training and the validation part: those on disk if still right, else of the images read now."""
     identity = codes_identity(folder, vqvae, augment)
-    current = read_parts(folder.codes, identity)
+    expected = (identity, vqvae.config.model, len(vqvae.config.class_names))
+    current = read_parts(folder.codes, *expected)
     if not processes.true_on_all(launch.accelerator, current is not None):
         with locked(folder.path, launch.accelerator):
-            current = read_parts(folder.codes, identity)  # another command may have written them meanwhile
+            current = read_parts(folder.codes, *expected)  # another command may have written them meanwhile
             if not processes.true_on_all(launch.accelerator, current is not None):
                 status.begin("codes")
                 return _extract(folder, vqvae, augment, read(), launch)

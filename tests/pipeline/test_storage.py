@@ -136,6 +136,26 @@ def test_code_maps_come_back_as_they_went(tmp_path: Path) -> None:
         load_codes(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"level0": torch.zeros(5, 6)},
+        {"level0": torch.zeros(())},
+        {"level0": torch.zeros(0, 2, 3).short(), "labels": torch.arange(0)},
+        {"level1": torch.zeros(4, 4, 6).short()},
+        {"labels": torch.arange(4)},
+        {"labels": torch.zeros(5)},
+        {"labels": torch.zeros(5, 1).long()},
+        {"view1.level0": torch.zeros(2, 2, 3).short()},
+    ],
+)
+def test_a_file_of_no_whole_code_maps_is_refused(tmp_path: Path, change: dict[str, torch.Tensor]) -> None:
+    whole = {"level0": torch.zeros(5, 2, 3).short(), "labels": torch.arange(5)}
+    save_tensors(tmp_path / "codes.safetensors", {**whole, **change})
+    with pytest.raises(CheckpointError, match=r"codes\.safetensors holds"):
+        load_codes(tmp_path / "codes.safetensors")
+
+
 def test_codes_are_stored_in_the_smallest_type_that_holds_them() -> None:
     assert code_dtype(VQVAEConfig(num_codes=2**15)) == torch.int16
     assert code_dtype(VQVAEConfig(num_codes=2**15 + 1)) == torch.int32
