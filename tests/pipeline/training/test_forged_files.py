@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import train_prior
+from pipeline import CheckpointError, train_prior
 from pipeline.data.code_maps import INDEX, load_codes
 from pipeline.storage import load_metadata, load_tensors, read_json, save_tensors, sha256, write_json, write_manifest
+from pipeline.training.checkpoint import list_checkpoints
 from tests.tiny import TINY_PRIOR, shapes
 
 IMAGES, TARGETS = shapes()
@@ -69,3 +70,25 @@ def test_a_part_that_an_index_leaves_out_is_extracted_anew(run: Path) -> None:
     write_json(run / "codes" / INDEX, {**index, "parts": {"train": []}})
     train_prior(run, images=IMAGES, targets=TARGETS, **{**TINY_PRIOR, "steps": 1})
     assert set(read_json(run / "codes" / INDEX)["parts"]) == {"train", "validation"}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: {"x": torch.zeros(1), **own}, "names x, which the model does not have"),
+        (lambda own: {"": torch.zeros(1), **own}, "names , which the model does not have"),
+        (lambda own: {**own, min(own): torch.zeros(7, 7)}, r"is \(7, 7\), where the parameter is"),
+        (lambda own: {key: own[key] for key in sorted(own)[1:]}, "of a parameter is exp_avg_sq, step; it has to be"),
+        (lambda own: {**own, f"{min(own)}x": torch.zeros(())}, "of a parameter is exp_avg, exp_avg_sq, exp_avgx, step"),
+    ],
+)
+def test_an_optimizer_of_another_network_is_refused(
+    run: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
+) -> None:
+    stage = run / "prior" / "0"
+    for checkpoint in list_checkpoints(stage / "checkpoints"):
+        forge(checkpoint / "optimizer.safetensors", change)
+    before = sha256(stage / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        train_prior(run, resume="auto", steps=14)
+    assert sha256(stage / "model.safetensors") == before
