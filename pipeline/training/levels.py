@@ -39,7 +39,8 @@ class LevelPlan(NamedTuple):
     def check(self, folder: RunFolder, vqvae: LoadedVQVAE, launch: Launch, force: bool) -> None:
         """Raise UsageError or CheckpointError for what cannot go well with this stage 1 and these processes."""
         if None in self.saved.values() and not force:
-            check_codebook(folder, vqvae.config.model, read_validation(folder.vqvae).metrics)
+            check_codebook(folder, vqvae.config.model, measured)
+        measured = read_validation(folder.vqvae).metrics  # without it the run's card could not be written in the end
         for settings in filter(None, self.saved.values()):
             check_processes(settings.training, launch.accelerator)
             check_codes(folder, settings, vqvae.codes_sha256)

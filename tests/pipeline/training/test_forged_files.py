@@ -92,3 +92,13 @@ def test_an_optimizer_of_another_network_is_refused(
     with pytest.raises(CheckpointError, match=message):
         train_prior(run, resume="auto", steps=14)
     assert sha256(stage / "model.safetensors") == before
+
+
+def test_a_stage_1_whose_card_cannot_be_written_trains_no_prior(run: Path) -> None:
+    """Once, the prior was trained to its end, and took the place of the one there, before that was found."""
+    (run / "vqvae" / "validation.json").write_text("{}")
+    write_manifest(run / "vqvae", list(read_json(run / "vqvae" / "manifest.json")))
+    before = sha256(run / "prior" / "0" / "manifest.json")
+    with pytest.raises(CheckpointError, match=r"validation\.json is not a file of this kind"):
+        train_prior(run, resume="auto", steps=14, force=True)
+    assert sha256(run / "prior" / "0" / "manifest.json") == before
