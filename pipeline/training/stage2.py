@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pipeline import processes
 from pipeline.config.arguments import PriorArguments
-from pipeline.config.data import ARRAY
-from pipeline.config.options import flatten, given
+from pipeline.config.data import ARRAY, DataConfig
+from pipeline.config.options import build, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.config.training import AugmentConfig
 from pipeline.data.code_maps import CodeMaps, read_parts
@@ -96,8 +96,9 @@ def train_prior(
         plan.check(folder, vqvae, launch, force)
 
         def read() -> ImageSet:
-            source_data = ARRAY if images is not None else data or vqvae.config.data.data
-            return load_image_set(replace(vqvae.config.data, data=source_data), images, targets, launch)
+            source_data = ARRAY if images is not None else vqvae.config.data.data if data is None else data
+            (now,) = build({**flatten(vqvae.config.data), "data": source_data}, DataConfig)
+            return load_image_set(now, images, targets, launch)
 
         maps = _code_maps(status, folder, vqvae, plan.augmentation(), read, launch)
         runs = plan.runs(vqvae, maps["train"], launch)

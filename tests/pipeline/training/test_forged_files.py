@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import CheckpointError, train_prior
+from pipeline import CheckpointError, DataError, UsageError, train_prior
 from pipeline.data.code_maps import INDEX, load_codes
 from pipeline.storage import load_metadata, load_tensors, read_json, save_tensors, sha256, write_json, write_manifest
 from pipeline.training.checkpoint import list_checkpoints
@@ -102,3 +102,13 @@ def test_a_stage_1_whose_card_cannot_be_written_trains_no_prior(run: Path) -> No
     with pytest.raises(CheckpointError, match=r"validation\.json is not a file of this kind"):
         train_prior(run, resume="auto", steps=14, force=True)
     assert sha256(run / "prior" / "0" / "manifest.json") == before
+
+
+@pytest.mark.parametrize(("data", "error"), [(" ", UsageError), ("missing", DataError)])
+def test_images_that_are_not_there_are_refused_where_codes_are_extracted(
+    run: Path, data: str, error: type[Exception]
+) -> None:
+    shutil.rmtree(run / "codes")
+    shutil.rmtree(run / "prior")
+    with pytest.raises(error, match=r"--data is empty|no such file or folder"):
+        train_prior(run, data=data, **{**TINY_PRIOR, "steps": 1})
