@@ -35,6 +35,13 @@ def test_what_click_finds_wrong_is_said_as_we_say_it(arguments: Sequence[str], m
     assert output.count("\n") == 1
 
 
+def test_a_card_in_another_encoding_is_left_alone(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "README.md").write_bytes(b"Notes of Andr\xe9\n")
+    succeeds("train-prior", run, "--resume", "auto")
+    assert (run / "README.md").read_bytes() == b"Notes of Andr\xe9\n"
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     assert "Commands:" in fails(2) and "Commands:" in succeeds("--help")
 
