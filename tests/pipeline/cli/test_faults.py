@@ -35,6 +35,20 @@ def test_what_click_finds_wrong_is_said_as_we_say_it(arguments: Sequence[str], m
     assert output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments", [["info", "a\0b"], ["sample", "--out", "\0"], ["train-vqvae", "--config=\0"], ["\0"]]
+)
+def test_an_argument_with_nul_is_refused(arguments: Sequence[str]) -> None:
+    assert re.search(r"gen: error: the argument '.*\\x00.*' holds a NUL character", fails(2, *arguments))
+
+
+def test_names_that_are_no_utf8_can_be_printed(trained: Path, tmp_path: Path) -> None:
+    picture = next(pictures(tmp_path / "data", (12, 8), "L", 1).rglob("*.png")).rename(os.fsdecode(b"gr\xfcn.png"))
+    command = [sys.executable, "-m", "pipeline", "score", str(picture), "--run", str(trained)]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0 and b"gr\\udcfcn.png" in done.stdout, done
+
+
 def test_a_card_in_another_encoding_is_left_alone(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "README.md").write_bytes(b"Notes of Andr\xe9\n")

@@ -59,6 +59,12 @@ def test_a_long_value_is_not_repeated_whole() -> None:
     assert len(str(refused.value)) < 1000
 
 
+@pytest.mark.parametrize("name", ["data", "test_data"])
+def test_a_path_with_nul_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} holds a NUL character"):
+        new_options({name: "a\0b"}, None, None)
+
+
 def test_the_prior_reports_them_too(trained: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)window.*kernel = 4.*--clip"):
         train_prior(trained, out="other", kernel=4, clip=0.0)
