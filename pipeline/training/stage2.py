@@ -41,7 +41,7 @@ from pipeline.runs.opening import Run, open_run
 from pipeline.runs.saved import PriorRun, VQVAERun, read_config
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
-from pipeline.storage import atomic_folder, sha256, tensors_sha256
+from pipeline.storage import atomic_folder, check_paths, sha256, tensors_sha256
 from pipeline.training import previews
 from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
@@ -79,6 +79,7 @@ def train_prior(
     checkpoint's path. `force`: go on with a collapsed codebook. `reporter`: by default progress is shown in a terminal
     or a notebook; Silent() shows none. Raises GenError.
     """
+    check_paths(run=run, out=out, resume=resume, config=config)
     asked, checkpoint = given(dict(options)), None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
     where = next((name for name in (run, out, level) if name is not None), None) if stage else None

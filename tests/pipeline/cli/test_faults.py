@@ -42,6 +42,15 @@ def test_an_argument_with_nul_is_refused(arguments: Sequence[str]) -> None:
     assert re.search(r"gen: error: the argument '.*\\x00.*' holds a NUL character", fails(2, *arguments))
 
 
+def test_a_run_whose_name_is_no_utf8_is_refused_before_any_work(trained: Path) -> None:
+    """Once, it was trained to its end and could not be loaded, as the safetensors library opens no such file."""
+    name = os.fsdecode(b"gr\xfcn")
+    for command in (["train-vqvae"], ["train-prior", trained], ["sample", trained], ["encode", "digits"]):
+        assert "gen: error: out must be the path of" in fails(2, *command, "--out", name)
+        assert not Path(name).exists()
+    assert "gen: error: run must be the path of" in fails(2, "info", name)
+
+
 def test_names_that_are_no_utf8_can_be_printed(trained: Path, tmp_path: Path) -> None:
     picture = next(pictures(tmp_path / "data", (12, 8), "L", 1).rglob("*.png")).rename(os.fsdecode(b"gr\xfcn.png"))
     command = [sys.executable, "-m", "pipeline", "score", str(picture), "--run", str(trained)]

@@ -65,6 +65,12 @@ def test_a_path_with_nul_is_refused(name: str) -> None:
         new_options({name: "a\0b"}, None, None)
 
 
+@pytest.mark.parametrize("preset", [[], "", 1, b"tiny"])
+def test_what_is_no_preset_is_refused(preset: object) -> None:
+    with pytest.raises(UsageError, match="there is no preset"):
+        new_options({}, preset, None)  # type: ignore[arg-type]
+
+
 def test_the_prior_reports_them_too(trained: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)window.*kernel = 4.*--clip"):
         train_prior(trained, out="other", kernel=4, clip=0.0)
