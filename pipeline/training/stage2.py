@@ -22,7 +22,7 @@ from pipeline.data.code_maps import CodeMaps, read_parts
 from pipeline.data.image_set import ImageSet
 from pipeline.data.pictures import write_picture
 from pipeline.data.splits import load_split
-from pipeline.errors import UsageError
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
@@ -181,6 +181,11 @@ def _extract(
     check_unchanged(folder, vqvae.config, image_set)
     parts, views = load_split(folder.vqvae / SPLIT), views_of(augment, vqvae.config.data.flip)
     times = f", each {len(views)} times" if len(views) > 1 else ""
+    if sum(map(len, parts)) != len(image_set.images):
+        raise CheckpointError(
+            f"{folder.vqvae / SPLIT} divides {sum(map(len, parts)):,} images, and there are {len(image_set.images):,}; "
+            "copy it again from where it came"
+        )
     images = len(parts.train) + len(parts.validation)
     launch.reporter.say(f"encoding {images:,} images{times} into {folder.codes}")
     encoder = Encoder(vqvae.network, image_set, launch.accelerator, launch.reporter)

@@ -104,6 +104,28 @@ def test_a_stage_1_whose_card_cannot_be_written_trains_no_prior(run: Path) -> No
     assert sha256(run / "prior" / "0" / "manifest.json") == before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: {**own, "train": own["train"].float()}, r"these are float32 \(34,\), int64"),
+        (lambda own: {**own, "train": own["train"] > 3}, r"these are bool \(34,\), int64"),
+        (lambda own: {**own, "train": own["train"][None]}, r"these are int64 \(1, 34\), int64"),
+        (lambda own: {**own, "train": own["train"] + 2**40}, "do not hold each image once"),
+        (lambda own: {**own, "train": -1 - own["train"]}, "do not hold each image once"),
+        (lambda own: {**own, "train": own["validation"].clone()}, "do not hold each image once"),
+        (lambda own: {**own, "validation": own["validation"][:0]}, "do not hold each image once"),
+        (lambda own: {"train": torch.arange(1), "validation": torch.tensor([1]), "test": own["test"][:0]}, "divides 2"),
+    ],
+)
+def test_parts_that_are_no_division_of_the_images_are_refused(
+    run: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
+) -> None:
+    shutil.rmtree(run / "prior")
+    forge(run / "vqvae" / "split.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        train_prior(run, images=IMAGES, targets=TARGETS, **{**TINY_PRIOR, "steps": 1})
+
+
 @pytest.mark.parametrize(("data", "error"), [(" ", UsageError), ("missing", DataError)])
 def test_images_that_are_not_there_are_refused_where_codes_are_extracted(
     run: Path, data: str, error: type[Exception]
