@@ -165,7 +165,8 @@ class StageOptions(NamedTuple):
 
 def new_options(asked: Options, preset: str | None, config: str | Path | None) -> StageOptions:
     """Options of a new run: given, from a config.json, from the preset. Raises UsageError for all that is wrong."""
-    default = "digits" if asked.get("data", EMBEDDED) == EMBEDDED else "base"
+    data = asked.get("data", EMBEDDED)
+    default = "digits" if isinstance(data, str) and data == EMBEDDED else "base"
     resolved = resolve_options("vqvae", asked, default if preset is None else preset, config, CONFIGS)
     # Any image will do to check the options: this one is divisible by every stride allowed.
     shape = {"channels": 1, "height": 2**15, "width": 2**15}

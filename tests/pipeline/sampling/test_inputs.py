@@ -78,7 +78,7 @@ def test_what_is_no_level_is_refused(trained: Path, level: Any) -> None:
         train_prior(trained, level=level, resume="auto")
 
 
-@pytest.mark.parametrize("name", ["steps", "max_minutes", "test_data"])
+@pytest.mark.parametrize("name", ["steps", "max_minutes", "data", "test_data"])
 def test_arrays_are_no_options(name: str) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: input should be"):
         train_vqvae(out="new", **{name: np.zeros(3)})  # type: ignore[arg-type]
