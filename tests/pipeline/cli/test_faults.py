@@ -58,6 +58,13 @@ def test_names_that_are_no_utf8_can_be_printed(trained: Path, tmp_path: Path) ->
     assert done.returncode == 0 and b"gr\\udcfcn.png" in done.stdout, done
 
 
+@pytest.mark.parametrize("command", ["reconstruct", "score", "encode", "complete"])
+@pytest.mark.parametrize("images", [" ", "  "])
+def test_images_without_a_name_are_refused(trained: Path, command: str, images: str) -> None:
+    keep = ["--keep", "top:0.5"] if command == "complete" else []
+    assert "gen: error: --data is empty" in fails(2, command, images, "--run", trained, *keep)
+
+
 def test_a_card_in_another_encoding_is_left_alone(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "README.md").write_bytes(b"Notes of Andr\xe9\n")
