@@ -104,4 +104,4 @@ def _describe_field(details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if not field or details["type"] == "value_error":
         return message
-    return f"--{field.replace('_', '-')}: {message.lower()}; got {details['input']!r}"
+    return f"--{field.replace('_', '-')}: {message.lower()}; got {details['input']!r:.200}"

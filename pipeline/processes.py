@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType
 
 from pipeline.config.training import Precision
 from pipeline.errors import UsageError
@@ -21,6 +21,7 @@ from pipeline.errors import UsageError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 T = TypeVar("T")
 
+_TRACKERS = sorted(set(LoggerType.list()) - {"all"})
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -32,6 +33,8 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16"):
         raise UsageError(f"mixed precision {precision!r} is not supported; use --precision bfloat16 or float32")
+    if log is not None and not (isinstance(log, str) and log in _TRACKERS):
+        raise UsageError(f"--log {log!r:.60} is not supported; choose one of {', '.join(_TRACKERS)}")
     if log is not None and importlib.util.find_spec(log) is None:
         raise UsageError(f"--log {log} needs a package that is not installed: pip install {log}")
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process decodes, the others wait
@@ -139,11 +142,11 @@ def find_device(name: str | torch.device | None) -> torch.device:
     try:
         device = torch.empty(0, device=name).device
         torch.ones(1, device=device, dtype=torch.float64).sum().item()  # torch knows devices that cannot compute this
-    except (RuntimeError, AssertionError, ImportError, TypeError, UserWarning) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError, OverflowError, UserWarning) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--device {name} is not to be had here ({reason}); `gen doctor` lists the devices, and --device cpu works "
-            "everywhere"
+            f"--device {name!s:.60} is not to be had here ({reason}); `gen doctor` lists the devices, and --device cpu "
+            "works everywhere"
         ) from error
     return device
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, describe
+from pipeline.errors import CheckpointError, UsageError, describe
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
@@ -37,6 +37,29 @@ class _File:
 
     bytes: int
     sha256: str
+
+
+def is_path(given: object) -> TypeGuard[str | Path]:
+    """Whether this can be the path of a file: text, or a Path, without the NUL that no system allows."""
+    return isinstance(given, str | Path) and "\0" not in str(given)
+
+
+def _is_utf8(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
+
+
+def check_paths(**given: object) -> None:
+    """Raise UsageError with all that can be no path of ours. None stands for one that was not given.
+
+    Bytes that are no UTF-8 are refused too: the safetensors library writes files of such names, and opens none.
+    """
+    wrong = [
+        f"{name} must be the path of a file or folder, text in UTF-8 or a Path; got {type(path).__name__}: {path!r:.60}"
+        for name, path in given.items()
+        if path is not None and not (is_path(path) and _is_utf8(str(path)))
+    ]
+    if wrong:
+        raise UsageError("\n".join(wrong))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipeline.data.sources import SUFFIXES
 from pipeline.errors import UsageError
 from pipeline.reporting import is_main_process
 from pipeline.resources import check_writable
-from pipeline.storage import atomic_file
+from pipeline.storage import atomic_file, check_paths
 
 P = ParamSpec("P")
 Command = Callable[P, None]
@@ -99,6 +99,7 @@ def say_result(text: str) -> None:
 
 def check_is_new(path: Path) -> None:
     """Raise UsageError when there is something of that name already, and ResourceError when nothing can be written."""
+    check_paths(out=path)
     check_writable(path)
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists already; choose another --out")

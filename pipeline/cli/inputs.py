@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.config.data import DataConfig
+from pipeline.config.options import build
 from pipeline.data.image_set import ImageSet, load_images
 from pipeline.data.pixels import Colour
 from pipeline.data.sources import SUFFIXES
@@ -22,7 +23,8 @@ def images_like(config: VQVAERun, data: str) -> ImageSet:
         raise UsageError(f"{data} is a run folder, not images: name it with --run {data}, and images by themselves")
     size = f"{config.model.height}x{config.model.width}"
     colour: Colour = "grey" if config.model.channels == 1 else "colour"
-    return load_images(DataConfig(data=data, image_size=size, colour=colour, max_pixels=config.data.max_pixels))
+    options = {"data": data, "image_size": size, "colour": colour, "max_pixels": config.data.max_pixels}
+    return load_images(*build(options, DataConfig))
 
 
 def images_of_paths(config: VQVAERun, paths: Sequence[Path]) -> tuple[list[UInt8[np.ndarray, "_ c h w"]], list[str]]:

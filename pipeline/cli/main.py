@@ -1,5 +1,6 @@
 """The command `gen`: its commands, and what becomes of their faults."""
 
+import io
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ class _Group(click.Group):
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the command, and say in one form what click and we ourselves find wrong."""
-        _open_closed_streams()
+        _make_streams_ready()
         try:
             sys.exit(super().main(*arguments, **{**options, "standalone_mode": False}))
         except click.exceptions.NoArgsIsHelpError as error:
@@ -38,6 +39,12 @@ class _Group(click.Group):
             sys.exit(error.exit_code)
         except click.Abort:
             sys.exit(128 + signal.SIGINT)
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Refuse what no command line can hold, and a caller in Python can."""
+        if wrong := next((argument for argument in arguments if "\0" in argument), None):
+            raise click.UsageError(f"the argument {wrong!r:.60} holds a NUL character; leave it out", context)
+        return super().parse_args(context, arguments)
 
     def invoke(self, context: click.Context) -> None:
         try:
@@ -57,14 +64,17 @@ class _Group(click.Group):
             sys.exit(exit_code(error))
 
 
-def _open_closed_streams() -> None:
+def _make_streams_ready() -> None:
     """Let what goes to a stream that the caller has closed go nowhere: it is no reason to stop.
 
-    Else the next file that is opened would take its number, and what a library prints would land in that file.
+    Else the next file that is opened would take its number, and what a library prints would land in that file. Names of
+    files that are no UTF-8 are written as \\xfc on both streams, as Python does on standard error by itself.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fault(error: Exception, command: str) -> str:

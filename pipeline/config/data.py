@@ -70,6 +70,8 @@ class DataConfig:
         named = {"data": self.data, "test-data": self.test_data}
         empty = [name for name, value in named.items() if value is not None and not value.strip()]
         problems = [f"--{name} is empty; name a folder, a .zip or a data set" for name in empty]
+        impossible = [name for name, value in named.items() if value is not None and "\0" in value]
+        problems += [f"--{name} holds a NUL character, which no path does" for name in impossible]
         if self.image_size is not None and (not _SIZE.fullmatch(self.image_size) or 0 in self.size()):
             problems.append(f"--image-size takes a number of pixels or HEIGHTxWIDTH; got {self.image_size!r}")
         if self.validation + self.test_fraction >= 1:

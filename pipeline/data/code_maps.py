@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from dataclasses import dataclass as plain_dataclass
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ from pipeline.storage import (
 from stage1_vqvae import Codes, VQVAEConfig
 
 INDEX = "index.json"
+PARTS = ("train", "validation")  # of the split that are encoded; the test part is not looked at
 _HASH = "tensors_sha256"  # in the metadata of a shard: safetensors itself has no checksum
 
 
@@ -81,13 +82,23 @@ def _tensors_of(maps: CodeMaps) -> dict[str, Tensor]:
 
 
 def load_codes(path: Path) -> CodeMaps:
-    """Read code maps. Raises CheckpointError when the file is not one of code maps."""
+    """Read code maps. Raises CheckpointError when the file is not one of code maps, or of no whole ones."""
     tensors = load_tensors(path)
     levels = _numbered(tensors, "level")
     views = takewhile(bool, (_numbered(tensors, f"view{number}.level") for number in count(1)))
     if not levels:
         raise CheckpointError(f"{path} holds no code maps (no tensor 'level0', but {sorted(tensors)[:5]})")
-    return CodeMaps(levels, tensors.get("labels"), tuple(views))
+    maps = CodeMaps(levels, tensors.get("labels"), tuple(views))
+    every, labels = (*levels, *chain(*maps.views)), maps.labels
+    if any(level.ndim not in (3, 4) or not len(level) or len(level) != len(levels[0]) for level in every):
+        shapes = ", ".join(str(tuple(level.shape)) for level in every)
+        raise CheckpointError(f"{path} holds no code maps, as many at every level and one at least; got {shapes}")
+    if labels is not None and (labels.shape != (len(maps),) or labels.is_floating_point() or labels.is_complex()):
+        raise CheckpointError(
+            f"{path} holds {len(maps):,} code maps, and labels that are {labels.dtype} {tuple(labels.shape)} and no "
+            "whole number for each"
+        )
+    return maps
 
 
 def _numbered(tensors: dict[str, Tensor], prefix: str) -> Codes:
@@ -148,13 +159,33 @@ def read_index(folder: Path) -> CodeIndex:
     return validated(path, read_json(path), CodeIndex)
 
 
-def read_parts(folder: Path, identity: Mapping[str, str]) -> dict[str, CodeMaps] | None:
-    """The code maps of each part, if the folder holds undamaged ones of this identity."""
+def read_parts(
+    folder: Path, identity: Mapping[str, str], config: VQVAEConfig, num_classes: int
+) -> dict[str, CodeMaps] | None:
+    """The code maps of each part, if the folder holds undamaged ones of this identity, as such a stage 1 makes."""
     try:
         index = read_index(folder)
         shards = [shard for part in index.parts.values() for shard in part]
         if index.identity != identity or any(sha256(folder / shard.file) != shard.sha256 for shard in shards):
             return None
-        return {part: join(load_codes(folder / s.file) for s in own) for part, own in index.parts.items()}
+        loaded = {part: [load_codes(folder / s.file) for s in index.parts.get(part, ())] for part in PARTS}
+        fit = all(_fit(maps, config, num_classes) for own in loaded.values() for maps in own)
+        alike = all(len({len(maps.views) for maps in own}) == 1 for own in loaded.values())
+        return {part: join(own) for part, own in loaded.items()} if fit and alike else None
     except (CheckpointError, OSError):
         return None  # the codes will be extracted anew, which says so
+
+
+def _fit(maps: CodeMaps, config: VQVAEConfig, num_classes: int) -> bool:
+    """Whether code maps may be those of a stage 1: their type and grids, codes that there are, and classes."""
+
+    def within(numbers: Tensor, limit: int) -> bool:
+        return bool(((numbers >= 0) & (numbers < limit)).all())
+
+    labels, expected = maps.labels, [(code_dtype(config), grid) for grid in config.grids]
+    labelled = labels is not None and labels.dtype == torch.int64 and within(labels, num_classes)
+    return (labelled if num_classes else labels is None) and all(
+        [(level.dtype, tuple(level.shape[1:])) for level in view] == expected
+        and all(within(level, config.num_codes) for level in view)
+        for view in (maps.levels, *maps.views)
+    )

@@ -43,11 +43,19 @@ def save_split(path: Path, parts: Split) -> None:
 
 
 def load_split(path: Path) -> Split:
-    """Read the indices of each part. Raises CheckpointError."""
+    """Read the indices of each part. Raises CheckpointError unless every image is in one of them, once."""
     tensors = load_tensors(path)
     if tensors.keys() != set(Split._fields):
         raise CheckpointError(f"{path} holds {sorted(tensors)}, and not the parts {', '.join(Split._fields)}")
-    return Split(*(tensors[name].numpy() for name in Split._fields))
+    parts = Split(*(tensors[name].numpy() for name in Split._fields))
+    if any(part.dtype != np.int64 or part.ndim != 1 for part in parts):
+        found = ", ".join(f"{part.dtype} {part.shape}" for part in parts)
+        raise CheckpointError(f"{path} is damaged: parts are lists of whole numbers (int64), and these are {found}")
+    if (np.sort(np.concatenate(parts)) != np.arange(sum(map(len, parts)))).any() or not (
+        len(parts[0]) and len(parts[1])
+    ):
+        raise CheckpointError(f"{path} is damaged: its parts do not hold each image once, or one of them is empty")
+    return parts
 
 
 def pixel_variance(images: UInt8[np.ndarray, "n c h w"], indices: Int[np.ndarray, "m"]) -> float:

@@ -29,7 +29,7 @@ from pipeline.runs.saved import VQVAERun, read_config
 from pipeline.runs.validation import read_validation
 from pipeline.sampling.generate import generate
 from pipeline.sampling.model import Model, load
-from pipeline.storage import atomic_file, write_json
+from pipeline.storage import atomic_file, check_paths, write_json
 from pipeline.training.launch import Launch
 from pipeline.training.resume import AUTO
 from pipeline.training.stage1 import (
@@ -108,6 +108,7 @@ def compare(
     train_vqvae but for the bottleneck. Principal components stand beside them, as many as a bottleneck passes numbers
     on. The same call goes on after an interruption. Raises GenError.
     """
+    check_paths(out=out, config=config)
     asked = asked_options(dict(options), images)
     wanted = _wanted(bottlenecks, preset, config, asked)
     folder, reporter = Path(out), reporter or reporter_for_api()

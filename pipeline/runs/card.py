@@ -14,7 +14,7 @@ _OURS = "Made by gen (gen-images)"
 def write_card(folder: RunFolder) -> None:
     """Describe the finished stages of a run, replacing what we said of them before, and nobody else's words."""
     path = folder.path / CARD
-    before = path.read_text() if path.exists() else None
+    before = path.read_text("utf-8", "replace") if path.exists() else None
     if before is not None and _OURS not in before:
         return
     run = parse_run(folder)
@@ -30,7 +30,7 @@ def write_card(folder: RunFolder) -> None:
     text = "\n".join([*lines, "```", ""])
     if text != before:
         with atomic_file(path) as unfinished:
-            unfinished.write_text(text)
+            unfinished.write_text(text, "utf-8", "backslashreplace")
 
 
 def _vqvae(config: VQVAERun) -> dict[str, str]:

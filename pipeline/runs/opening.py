@@ -7,7 +7,7 @@ from typing import Literal
 from pipeline.errors import CheckpointError, GenError, UsageError
 from pipeline.runs.layout import IN_PROGRESS, RUNS, WEIGHTS, RunFolder, is_finished
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, PriorRun, VQVAERun, read_config
-from pipeline.storage import verify
+from pipeline.storage import check_paths, verify
 
 # Stage 1 alone; whatever is finished; or all that sampling images takes.
 Needed = Literal["vqvae", "finished", "samples"]
@@ -55,6 +55,7 @@ def open_run(path: str | Path | None, needed: Needed) -> Run:
 
     Raises UsageError or CheckpointError, also when there is no run with what is needed.
     """
+    check_paths(run=path)
     run = _parse(RunFolder(Path(path)), needed) if path is not None else _newest(needed)
     if needed == "samples":
         run.check_can_be_sampled()

@@ -108,12 +108,13 @@ def _last_validation(run: RunFolder, stage: str) -> dict[str, float] | None:
 
 
 def _values(line: str) -> dict[str, float]:
-    """A line of metrics; nothing of one that is being written."""
+    """The numbers in a line of metrics; nothing of one that is being written."""
     try:
-        values = json.loads(line)
-    except ValueError:
+        values = json.loads(line, parse_int=float)
+    except (ValueError, RecursionError):
         return {}
-    return values if isinstance(values, dict) else {}
+    numbers = values.items() if isinstance(values, dict) else ()
+    return {name: value for name, value in numbers if isinstance(value, float)}
 
 
 def in_words(run: Overview) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from pipeline.sampling.samples import (
     write_part,
     written_parts,
 )
+from pipeline.storage import check_paths
 from stage2_prior import SamplingOptions
 
 _LONGEST_NAME = 200  # bytes
@@ -86,7 +87,10 @@ def _loaded_alike(
         return " ".join([model.vqvae.codes_sha256, model.vqvae.decoder_sha256, *(p.sha256 for p in model.priors)])
 
     return processes.alike(
-        accelerator, lambda: loaded(run, "samples", device, precision), hashes, f"the run {run or 'to sample from'}"
+        accelerator,
+        lambda: loaded(run, "samples", device, precision),
+        hashes,
+        f"the run {'to sample from' if run is None else run!s:.200}",
     )
 
 
@@ -115,6 +119,7 @@ def generate_files(
     when the folder holds anything else, CheckpointError, ResourceError where disk or memory do not hold so many images,
     and InterruptedRunError on a signal.
     """
+    check_paths(out=out)
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
     accelerator = processes.start()
     model = _loaded_alike(run, device, options.get("precision"), accelerator)

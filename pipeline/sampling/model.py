@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -182,6 +183,8 @@ def load(
 
 
 def _load(run: Run, device: str | torch.device | None, precision: FloatPrecision) -> Model:
+    if not (isinstance(precision, str) and precision in get_args(FloatPrecision)):
+        raise UsageError(f"precision {precision!r:.60} is neither of {' and '.join(get_args(FloatPrecision))}")
     found = processes.find_device(device)
     vqvae = load_vqvae(run, found)
     priors = load_priors(run, vqvae.codes_sha256, found)

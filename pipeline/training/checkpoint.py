@@ -31,6 +31,7 @@ from pipeline.storage import (
 from pipeline.training.optimization import AdamW
 
 _OPTIMIZER, _AVERAGE, STEP_RECORD = "optimizer.safetensors", "average.safetensors", "step.json"
+_ENTRIES = {"step", "exp_avg", "exp_avg_sq"}  # of the optimizer's state of a parameter
 _NAME = re.compile(r"(step|best)-\d+")
 
 
@@ -178,13 +179,19 @@ def _load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     state: dict[Tensor, dict[str, Tensor]] = {}
     parameters = dict(task.named_parameters())
     for key, value in tensors.items():
-        name, entry = key.rsplit(".", 1)
+        name, _, entry = key.rpartition(".")
         if name not in parameters:
-            raise CheckpointError(f"the optimizer's state names {name}, which the model does not have")
+            raise CheckpointError(f"the optimizer's state names {name or key}, which the model does not have")
         parameter = parameters[name]
+        if value.shape not in (parameter.shape, ()):
+            shapes = f"is {tuple(value.shape)}, where the parameter is {tuple(parameter.shape)}"
+            raise CheckpointError(f"{key} of the optimizer's state {shapes}")
         # Moments need the parameter's memory layout (channels-last): the fused AdamW walks both in memory order.
         restored = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter)
         state.setdefault(parameter, {})[entry] = restored.detach()
+    if partial := [entries for entries in state.values() if entries.keys() != _ENTRIES]:
+        there, needed = ", ".join(sorted(partial[0])), ", ".join(sorted(_ENTRIES))
+        raise CheckpointError(f"the optimizer's state of a parameter is {there}; it has to be {needed}")
     optimizer.state.update(state)
 
 

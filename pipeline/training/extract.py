@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from pipeline import processes
 from pipeline.config.training import AugmentConfig
 from pipeline.data.code_maps import (
+    PARTS,
     CodeMaps,
     code_dtype,
     join,
@@ -32,8 +33,6 @@ from stage1_vqvae import VQVAE, Codes
 
 _PIXELS = 2**22  # of images encoded at a time, 256 of them at most
 SHARD_BYTES = 2**24  # of code maps in a file, about: minutes of encoding, which is what a crash costs at most
-
-PARTS = ("train", "validation")  # of the split; the test part is not looked at
 
 
 class View(NamedTuple):

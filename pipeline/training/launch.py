@@ -61,13 +61,13 @@ def resolve_options(
 ) -> OptionDict:
     """Options in order of precedence: given, from a saved config.json, from the preset. Raises UsageError."""
     sizes = {name: getattr(values, stage) for name, values in PRESETS.items()}
-    if preset not in sizes:
-        raise UsageError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
-    if options.get("steps") and options.get("max_minutes"):
+    if not isinstance(preset, str) or preset not in sizes:
+        raise UsageError(f"there is no preset {preset!r:.60}; choose one of {', '.join(PRESETS)}")
+    if {"steps", "max_minutes"} <= options.keys():
         raise UsageError(BOTH_LENGTHS)
     resolved: OptionDict = dict(sizes[preset])
     resolved |= read_config_file(Path(config), stage, *configs) if config else {}
-    if options.get("max_minutes"):
+    if "max_minutes" in options:
         resolved.pop("steps", None)
     return {**resolved, **options}
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from pipeline.config.data import EMBEDDED
 from pipeline.config.options import OptionDict, Options, build, option_fields
 from pipeline.config.presets import preset_for
@@ -39,8 +41,9 @@ class LevelPlan(NamedTuple):
 
     def check(self, folder: RunFolder, vqvae: LoadedVQVAE, launch: Launch, force: bool) -> None:
         """Raise UsageError or CheckpointError for what cannot go well with this stage 1 and these processes."""
+        measured = read_validation(folder.vqvae).metrics  # without it the run's card could not be written in the end
         if None in self.saved.values() and not force:
-            check_codebook(folder, vqvae.config.model, read_validation(folder.vqvae).metrics)
+            check_codebook(folder, vqvae.config.model, measured)
         for settings in filter(None, self.saved.values()):
             check_processes(settings.training, launch.accelerator)
             check_codes(folder, settings, vqvae.codes_sha256)
@@ -134,9 +137,9 @@ def _levels(run: Run, level: int | None) -> list[int]:
             f"the codes of {folder.vqvae} are numbers (--bottleneck {model.bottleneck}), and a prior needs integers: "
             f"train stage 1 with vq, gumbel or fsq{draw}"
         )
-    if level is not None and level not in range(model.levels):
+    if level is not None and not (isinstance(level, int | np.integer) and level in range(model.levels)):
         raise UsageError(
-            f"--level {level} does not exist: the codes of {folder.vqvae} have levels 0 to {model.levels - 1}"
+            f"--level {level!r:.30} does not exist: the codes of {folder.vqvae} have levels 0 to {model.levels - 1}"
         )
     return list(range(model.levels)) if level is None else [level]
 
@@ -146,7 +149,8 @@ def _new_options(
 ) -> OptionDict:
     """Checked options of new runs. Raises UsageError for all that is wrong, before any work."""
     images = len(load_split(run.folder.vqvae / SPLIT).train)
-    chosen = preset or ("digits" if run.vqvae.data.data == EMBEDDED else preset_for(images))
+    default = "digits" if run.vqvae.data.data == EMBEDDED else preset_for(images)
+    chosen = default if preset is None else preset
     if preset is None:
         launch.reporter.say(f"preset {chosen}, for {images:,} images")
     options = resolve_options("prior", launch.options, chosen, config, CONFIGS)

@@ -107,5 +107,5 @@ def _drop_lines_after(path: Path, step: int) -> None:
 def _step_of_line(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf  # the line that was being written when the power failed

@@ -52,7 +52,7 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Opti
     differing: list[str] = contradictions(options, saved_options(saved), free)
     if differing:
         raise UsageError("\n".join([*differing, "leave these flags out to resume, or choose another --out"]))
-    if options.get("steps") and options.get("max_minutes"):
+    if {"steps", "max_minutes"} <= options.keys():
         raise UsageError(BOTH_LENGTHS)
     return replace(saved, training=_extended(folder, saved, options))
 

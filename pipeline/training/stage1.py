@@ -33,6 +33,7 @@ from pipeline.runs.layout import (
 from pipeline.runs.lock import locked
 from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, read_config
 from pipeline.runs.status import StatusFile
+from pipeline.storage import check_paths, is_path
 from pipeline.training import previews
 from pipeline.training.batches import ImageBatches
 from pipeline.training.launch import (
@@ -72,6 +73,7 @@ def train_vqvae(
     `data`, with integer `targets` (n,) as classes. `resume`: "auto", or a checkpoint's path. `reporter`: by default
     progress is shown in a terminal or a notebook; Silent() shows none. Raises GenError.
     """
+    check_paths(out=out, resume=resume, config=config)
     asked = asked_options(dict(options), images)
     checkpoint = None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
@@ -128,7 +130,8 @@ def _begun(
 def asked_options(options: Options, images: np.ndarray | Tensor | None) -> OptionDict:
     """The options that were given, images as an array among them, and the test part by its absolute path."""
     asked = given(options) | ({} if images is None else {"data": ARRAY})
-    return asked | ({"test_data": _absolute(str(asked["test_data"]), NAMED)} if "test_data" in asked else {})
+    test_data = asked.get("test_data")
+    return asked | ({"test_data": _absolute(str(test_data), NAMED)} if is_path(test_data) else {})
 
 
 def _resumed(launch: Launch, run: RunFolder, saved: VQVAERun) -> VQVAERun:
@@ -162,8 +165,9 @@ class StageOptions(NamedTuple):
 
 def new_options(asked: Options, preset: str | None, config: str | Path | None) -> StageOptions:
     """Options of a new run: given, from a config.json, from the preset. Raises UsageError for all that is wrong."""
-    default = "digits" if asked.get("data", EMBEDDED) == EMBEDDED else "base"
-    resolved = resolve_options("vqvae", asked, preset or default, config, CONFIGS)
+    data = asked.get("data", EMBEDDED)
+    default = "digits" if isinstance(data, str) and data == EMBEDDED else "base"
+    resolved = resolve_options("vqvae", asked, default if preset is None else preset, config, CONFIGS)
     # Any image will do to check the options: this one is divisible by every stride allowed.
     shape = {"channels": 1, "height": 2**15, "width": 2**15}
     options = StageOptions(*build(resolved, DataConfig, VQVAEConfig, TrainingConfig, derived=shape))

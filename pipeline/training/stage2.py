@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from pipeline import processes
 from pipeline.config.arguments import PriorArguments
-from pipeline.config.data import ARRAY
-from pipeline.config.options import flatten, given
+from pipeline.config.data import ARRAY, DataConfig
+from pipeline.config.options import build, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.config.training import AugmentConfig
 from pipeline.data.code_maps import CodeMaps, read_parts
 from pipeline.data.image_set import ImageSet
 from pipeline.data.pictures import write_picture
 from pipeline.data.splits import load_split
-from pipeline.errors import UsageError
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
@@ -41,7 +41,7 @@ from pipeline.runs.opening import Run, open_run
 from pipeline.runs.saved import PriorRun, VQVAERun, read_config
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
-from pipeline.storage import atomic_folder, sha256, tensors_sha256
+from pipeline.storage import atomic_folder, check_paths, sha256, tensors_sha256
 from pipeline.training import previews
 from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
@@ -79,6 +79,7 @@ def train_prior(
     checkpoint's path. `force`: go on with a collapsed codebook. `reporter`: by default progress is shown in a terminal
     or a notebook; Silent() shows none. Raises GenError.
     """
+    check_paths(run=run, out=out, resume=resume, config=config)
     asked, checkpoint = given(dict(options)), None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
     where = next((name for name in (run, out, level) if name is not None), None) if stage else None
@@ -96,8 +97,9 @@ def train_prior(
         plan.check(folder, vqvae, launch, force)
 
         def read() -> ImageSet:
-            source_data = ARRAY if images is not None else data or vqvae.config.data.data
-            return load_image_set(replace(vqvae.config.data, data=source_data), images, targets, launch)
+            source_data = ARRAY if images is not None else vqvae.config.data.data if data is None else data
+            (now,) = build({**flatten(vqvae.config.data), "data": source_data}, DataConfig)
+            return load_image_set(now, images, targets, launch)
 
         maps = _code_maps(status, folder, vqvae, plan.augmentation(), read, launch)
         runs = plan.runs(vqvae, maps["train"], launch)
@@ -160,10 +162,11 @@ def _code_maps(
 ) -> dict[str, CodeMaps]:
     """The codes of the training and the validation part: those on disk if still right, else of the images read now."""
     identity = codes_identity(folder, vqvae, augment)
-    current = read_parts(folder.codes, identity)
+    expected = (identity, vqvae.config.model, len(vqvae.config.class_names))
+    current = read_parts(folder.codes, *expected)
     if not processes.true_on_all(launch.accelerator, current is not None):
         with locked(folder.path, launch.accelerator):
-            current = read_parts(folder.codes, identity)  # another command may have written them meanwhile
+            current = read_parts(folder.codes, *expected)  # another command may have written them meanwhile
             if not processes.true_on_all(launch.accelerator, current is not None):
                 status.begin("codes")
                 return _extract(folder, vqvae, augment, read(), launch)
@@ -178,6 +181,11 @@ def _extract(
     check_unchanged(folder, vqvae.config, image_set)
     parts, views = load_split(folder.vqvae / SPLIT), views_of(augment, vqvae.config.data.flip)
     times = f", each {len(views)} times" if len(views) > 1 else ""
+    if sum(map(len, parts)) != len(image_set.images):
+        raise CheckpointError(
+            f"{folder.vqvae / SPLIT} divides {sum(map(len, parts)):,} images, and there are {len(image_set.images):,}; "
+            "copy it again from where it came"
+        )
     images = len(parts.train) + len(parts.validation)
     launch.reporter.say(f"encoding {images:,} images{times} into {folder.codes}")
     encoder = Encoder(vqvae.network, image_set, launch.accelerator, launch.reporter)

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import CheckpointError
+from pipeline import CheckpointError, UsageError
 from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.storage import (
     atomic_folder,
+    check_paths,
     load_metadata,
     load_strictly,
     load_tensors,
@@ -135,6 +137,32 @@ def test_code_maps_come_back_as_they_went(tmp_path: Path) -> None:
     save_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="no code maps"):
         load_codes(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"level0": torch.zeros(5, 6)},
+        {"level0": torch.zeros(())},
+        {"level0": torch.zeros(0, 2, 3).short(), "labels": torch.arange(0)},
+        {"level1": torch.zeros(4, 4, 6).short()},
+        {"labels": torch.arange(4)},
+        {"labels": torch.zeros(5)},
+        {"labels": torch.zeros(5, 1).long()},
+        {"view1.level0": torch.zeros(2, 2, 3).short()},
+    ],
+)
+def test_a_file_of_no_whole_code_maps_is_refused(tmp_path: Path, change: dict[str, torch.Tensor]) -> None:
+    whole = {"level0": torch.zeros(5, 2, 3).short(), "labels": torch.arange(5)}
+    save_tensors(tmp_path / "codes.safetensors", {**whole, **change})
+    with pytest.raises(CheckpointError, match=r"codes\.safetensors holds"):
+        load_codes(tmp_path / "codes.safetensors")
+
+
+@pytest.mark.parametrize("path", ["a\0b", Path("a\0b"), "gr\udcfcn", b"a", 1, 1.5, True, [], {}, np.zeros(3)])
+def test_what_can_be_no_path_is_refused_by_name(path: object) -> None:
+    with pytest.raises(UsageError, match=r"^out must be the path of a file or folder, .*\nrun must be"):
+        check_paths(out=path, data="data", config=None, run=path)
 
 
 def test_codes_are_stored_in_the_smallest_type_that_holds_them() -> None:

@@ -35,6 +35,43 @@ def test_what_click_finds_wrong_is_said_as_we_say_it(arguments: Sequence[str], m
     assert output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments", [["info", "a\0b"], ["sample", "--out", "\0"], ["train-vqvae", "--config=\0"], ["\0"]]
+)
+def test_an_argument_with_nul_is_refused(arguments: Sequence[str]) -> None:
+    assert re.search(r"gen: error: the argument '.*\\x00.*' holds a NUL character", fails(2, *arguments))
+
+
+def test_a_run_whose_name_is_no_utf8_is_refused_before_any_work(trained: Path) -> None:
+    """Once, it was trained to its end and could not be loaded, as the safetensors library opens no such file."""
+    name = os.fsdecode(b"gr\xfcn")
+    for command in (["train-vqvae"], ["train-prior", trained], ["sample", trained], ["encode", "digits"]):
+        assert "gen: error: out must be the path of" in fails(2, *command, "--out", name)
+        assert not Path(name).exists()
+    assert "gen: error: run must be the path of" in fails(2, "info", name)
+
+
+def test_names_that_are_no_utf8_can_be_printed(trained: Path, tmp_path: Path) -> None:
+    picture = next(pictures(tmp_path / "data", (12, 8), "L", 1).rglob("*.png")).rename(os.fsdecode(b"gr\xfcn.png"))
+    command = [sys.executable, "-m", "pipeline", "score", str(picture), "--run", str(trained)]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0 and b"gr\\udcfcn.png" in done.stdout, done
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "score", "encode", "complete"])
+@pytest.mark.parametrize("images", [" ", "  "])
+def test_images_without_a_name_are_refused(trained: Path, command: str, images: str) -> None:
+    keep = ["--keep", "top:0.5"] if command == "complete" else []
+    assert "gen: error: --data is empty" in fails(2, command, images, "--run", trained, *keep)
+
+
+def test_a_card_in_another_encoding_is_left_alone(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "README.md").write_bytes(b"Notes of Andr\xe9\n")
+    succeeds("train-prior", run, "--resume", "auto")
+    assert (run / "README.md").read_bytes() == b"Notes of Andr\xe9\n"
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     assert "Commands:" in fails(2) and "Commands:" in succeeds("--help")
 

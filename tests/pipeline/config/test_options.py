@@ -53,6 +53,24 @@ def test_all_bad_options_are_reported_at_once() -> None:
         assert part in message
 
 
+def test_a_long_value_is_not_repeated_whole() -> None:
+    with pytest.raises(UsageError, match=r"--steps: .* got 'xxx") as refused:
+        build({"steps": "x" * 10**6, "seed": [1] * 10**5}, TrainingConfig)
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["data", "test_data"])
+def test_a_path_with_nul_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} holds a NUL character"):
+        new_options({name: "a\0b"}, None, None)
+
+
+@pytest.mark.parametrize("preset", [[], "", 1, b"tiny"])
+def test_what_is_no_preset_is_refused(preset: object) -> None:
+    with pytest.raises(UsageError, match="there is no preset"):
+        new_options({}, preset, None)  # type: ignore[arg-type]
+
+
 def test_the_prior_reports_them_too(trained: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)window.*kernel = 4.*--clip"):
         train_prior(trained, out="other", kernel=4, clip=0.0)

@@ -77,7 +77,8 @@ def test_the_stored_run_loads_samples_and_reconstructs() -> None:
 def test_the_stored_codes_and_samples_go_on(tmp_path: Path) -> None:
     run = copy(tmp_path)
     index = read_index(run / "codes")
-    maps = read_parts(run / "codes", index.identity)
+    vqvae = read_config(run / "vqvae", VQVAERun)
+    maps = read_parts(run / "codes", index.identity, vqvae.model, len(vqvae.class_names))
     assert maps is not None and (len(maps["train"]), len(maps["validation"])) == (34, 4)
     assert generate_files(run, n=2, seed=5, format="safetensors").new == 0
     assert generate_files(run, n=3, seed=5, format="safetensors").new == 1

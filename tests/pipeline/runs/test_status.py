@@ -287,6 +287,15 @@ def test_every_state_of_a_run_is_shown_in_a_line(tmp_path: Path, trained: Path) 
         assert lines[name].startswith("unreadable ") and STATUS in lines[name]
 
 
+@pytest.mark.parametrize("value", ["[[1]]", '"x"', "null", "{}", "[" * 100_000, "1" * 5000])
+def test_metrics_that_are_no_numbers_are_left_out(tmp_path: Path, value: str) -> None:
+    log = saved_run(tmp_path / "run") / "vqvae" / "metrics.jsonl"
+    log.write_text(f'{{"step": 9, "validation_nmse": 0.25}}\n{{"step": 10, "validation_nmse": {value}}}\n')
+    for arguments in ([], ["--json"]):
+        result = gen_status(tmp_path, *arguments)
+        assert result.exit_code == 0 and "run" in result.output, result.output
+
+
 def test_one_json_object_a_run(tmp_path: Path) -> None:
     saved_run(tmp_path / "one", state="finished", exit_code=0)
     saved_run(tmp_path / "two")

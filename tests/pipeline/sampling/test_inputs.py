@@ -8,7 +8,18 @@ import psutil
 import pytest
 import torch
 
-from pipeline import Model, UsageError, complete, generate, load, score
+from pipeline import (
+    Model,
+    UsageError,
+    compare,
+    complete,
+    generate,
+    generate_files,
+    load,
+    score,
+    train_prior,
+    train_vqvae,
+)
 from pipeline.errors import ResourceError
 from pipeline.sampling.generate import samples_folder
 
@@ -24,6 +35,53 @@ def model(trained: Path) -> Model:
 def test_a_device_that_cannot_compute_here_is_refused(trained: Path, device: str) -> None:
     with pytest.raises(UsageError, match=rf"--device {device} is not to be had here .*--device cpu works everywhere"):
         load(trained, device=device)
+
+
+@pytest.mark.parametrize("device", [2**63, 10**20, 1.5, [], np.zeros(2)])
+def test_what_names_no_device_is_refused(trained: Path, device: Any) -> None:
+    with pytest.raises(UsageError, match="is not to be had here"):
+        load(trained, device=device)
+
+
+@pytest.mark.parametrize("run", [0, 1.5, b"run", "a\0b", [], np.zeros(2), torch.zeros(2)])
+def test_what_names_no_run_is_refused(run: Any) -> None:
+    for function in (load, generate, generate_files, lambda run: score(run, IMAGES), train_prior):
+        with pytest.raises(UsageError, match="run must be the path of a file or folder"):
+            function(run)
+
+
+@pytest.mark.parametrize("precision", ["", "half", 64, np.zeros(2)])
+def test_a_precision_that_there_is_none_of_is_refused(trained: Path, precision: Any) -> None:
+    with pytest.raises(UsageError, match="is neither of float32 and float64"):
+        load(trained, precision=precision)
+
+
+@pytest.mark.parametrize("name", ["out", "resume", "config"])
+@pytest.mark.parametrize("path", [-1, "a\0b", b"out", np.zeros(2)])
+def test_what_is_no_path_is_refused_by_every_training(trained: Path, name: str, path: object) -> None:
+    calls: list[Any] = [train_vqvae, lambda **given: train_prior(trained, **given)]
+    calls += [compare] if name == "out" else []
+    for train in calls:
+        with pytest.raises(UsageError, match=f"{name} must be the path of a file or folder"):
+            train(**{name: path})
+
+
+@pytest.mark.parametrize("log", ["folder", "picture.png", "all", 1, [], b"tensorboard"])
+def test_what_is_no_tracker_is_refused(log: Any) -> None:
+    with pytest.raises(UsageError, match=r"--log .* is not supported; choose one of .*tensorboard"):
+        train_vqvae(log=log)
+
+
+@pytest.mark.parametrize("level", [torch.zeros(2), "0", 0.0, 10**20])
+def test_what_is_no_level_is_refused(trained: Path, level: Any) -> None:
+    with pytest.raises(UsageError, match=r"--level .* does not exist"):
+        train_prior(trained, level=level, resume="auto")
+
+
+@pytest.mark.parametrize("name", ["steps", "max_minutes", "data", "test_data"])
+def test_arrays_are_no_options(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: input should be"):
+        train_vqvae(out="new", **{name: np.zeros(3)})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

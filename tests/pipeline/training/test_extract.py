@@ -10,6 +10,7 @@ import torch
 from pipeline import train_prior, train_vqvae
 from pipeline.data.code_maps import CodeMaps, load_codes, read_index, read_parts
 from pipeline.reporting import Silent
+from pipeline.runs.saved import VQVAERun, read_config
 from pipeline.training import extract
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
@@ -46,7 +47,8 @@ def learn(run: Path) -> None:
 
 def codes_of(run: Path) -> list[torch.Tensor]:
     """All codes of the index, in one view after the other."""
-    maps = read_parts(run / "codes", read_index(run / "codes").identity)
+    vqvae = read_config(run / "vqvae", VQVAERun)
+    maps = read_parts(run / "codes", read_index(run / "codes").identity, vqvae.model, len(vqvae.class_names))
     assert maps is not None
     return [*maps["train"].levels, *maps["train"].views[0], *maps["validation"].levels]
 

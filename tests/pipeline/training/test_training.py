@@ -34,6 +34,8 @@ AnyTrainer = Trainer[Any, Any]
 STAGE1 = {**TINY_VQVAE, "flip": True, "micro_batches": 2, "checkpoints": 12, "keep": 20}
 STAGE2 = {**TINY_PRIOR, "dropout": 0.5, "micro_batches": 2, "checkpoints": 12, "keep": 20, "average_decay": 0.9}
 
+_DEEP = b"[" * 100_000 + b'\n{"step": 1' + b"0" * 400 + b"}\n"  # deeper than Python reads, more than a float holds
+
 
 class PowerCutError(Exception):
     """Ends a run without warning."""
@@ -466,7 +468,7 @@ def test_a_bad_byte_in_the_log_does_not_stand_in_the_way(tmp_path: Path) -> None
     with pytest.raises(PowerCutError):
         stage1(tmp_path / "run", reporter=interrupting(7))
     log = tmp_path / "run" / "vqvae" / "metrics.jsonl"
-    log.write_bytes(log.read_bytes() + b'\xff\xfe\x00{"step": null}\n[1]\n')
+    log.write_bytes(log.read_bytes() + b'\xff\xfe\x00{"step": null}\n[1]\n' + _DEEP)
     stage1(tmp_path / "run", resume="auto")
     assert json.loads(log.read_text().splitlines()[-1])["step"] == 12
 
