@@ -50,6 +50,15 @@ def test_a_fault_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_another_command_wrote_meanwhile_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    meanwhile = pytest.raises(FileExistsError, match=r"was written by somebody else meanwhile.*folder")
+    with meanwhile, atomic_folder(tmp_path / "folder") as unfinished:
+        (unfinished / "a").write_text("ours")
+        a_folder(tmp_path / "folder")
+    verify(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"] and not (tmp_path / "folder" / "a").exists()
+
+
 @pytest.mark.parametrize("fault", ["flip", "truncate", "remove", "manifest"])
 def test_damage_is_found_and_named(tmp_path: Path, fault: str) -> None:
     folder = a_folder(tmp_path / "folder")

@@ -263,11 +263,19 @@ def test_gumbel_starts_from_k_means_and_as_sharp_as_codes_are_near() -> None:
     layer.initialise([vectors[:150], vectors[150:]], GENERATOR)
     squared = torch.cdist(vectors, layer.codebook.detach()).square()
     assert set(squared.argmin(1).tolist()) == set(range(12))
+    counts = torch.bincount(squared.argmin(1), minlength=12)
+    torch.testing.assert_close(layer.mean_counts, counts.to(layer.mean_counts) / 2)  # of a batch
     nearest = squared.amin(1)
     assert float((nearest * layer.log_precision.exp()).mean().detach()) == pytest.approx(1, rel=1e-4)
     expected = (-squared / nearest.mean()).log_softmax(1)
     torch.testing.assert_close(layer.logits(vectors).detach().log_softmax(1), expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(layer.encode(vectors.T.reshape(1, 3, 1, 300))[0, 0], squared.argmin(1))
+
+
+def test_gumbel_starts_with_finite_logits_where_every_vector_is_a_code() -> None:
+    layer, vectors = GumbelQuantizer(config("gumbel")), torch.randn(6, 3)
+    layer.initialise([vectors], GENERATOR)
+    assert bool(layer.logits(vectors).isfinite().all()) and bool((layer.mean_counts > 0).all())
 
 
 def test_a_dead_code_of_gumbel_moves_to_an_encoder_output() -> None:

@@ -62,6 +62,12 @@ def test_k_means_finds_separated_clusters() -> None:
     assert torch.cdist(best.centres, centres).min(1).values.max() < 0.1
 
 
+def test_k_means_starts_at_distinct_vectors_out_of_all_of_them() -> None:
+    vectors = torch.arange(40.0).reshape(20, 2)
+    starts = k_means(vectors, 20, torch.Generator().manual_seed(0), iterations=0).centres
+    assert sorted(starts[:, 0].tolist()) == vectors[:, 0].tolist()
+
+
 def test_an_empty_cluster_moves_onto_a_vector() -> None:
     vectors = torch.cat([torch.zeros(200, 2), torch.tensor([[9.0, 9.0], [8.0, 0.0]])])
     # Of 202 vectors all but two are equal: starts coincide, and only one of each kind wins vectors.

@@ -41,6 +41,12 @@ def test_the_loss_is_the_kl_per_image_over_its_values() -> None:
     assert losses == pytest.approx([0, 0.25 * kl / 64, 0.5 * kl / 64, 0.5 * kl / 64])
 
 
+def test_the_weight_of_the_kl_is_one_where_the_loss_is_a_likelihood() -> None:
+    assert config("gaussian", likelihood="gaussian").kl_scale == 1.0, "the evidence lower bound"
+    assert config("gaussian").kl_scale == 0.03
+    assert config("gaussian", likelihood="gaussian", kl_weight=0.5).kl_scale == 0.5
+
+
 def test_posterior_collapse_is_seen_in_active_units() -> None:
     layer = GaussianBottleneck(config("gaussian"))
     outputs = torch.randn(50, 6, 2, 2)

@@ -26,6 +26,15 @@ def test_the_discriminator_and_the_decoder_are_trained_apart_by_one_sum() -> Non
     torch.testing.assert_close(fake.grad, torch.autograd.grad(-discriminator(fake).mean(), fake)[0])
 
 
+def test_a_score_judges_a_patch_of_18_pixels_and_there_is_one_every_four() -> None:
+    discriminator, images = new_discriminator(), torch.rand(1, 3, 40, 48, requires_grad=True)
+    scores = discriminator(images)
+    assert scores.shape == (1, 1, 10, 12)
+    (gradient,) = torch.autograd.grad(scores[0, 0, 5, 5], images)
+    rows, columns = torch.nonzero(gradient[0].abs().sum(0), as_tuple=True)
+    assert sorted(set(rows.tolist())) == sorted(set(columns.tolist())) == list(range(13, 31))
+
+
 def test_the_discriminator_learns_to_discriminate_and_its_ramp_rises_late() -> None:
     discriminator = new_discriminator()
     optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)

@@ -77,6 +77,12 @@ def test_the_gaussian_loss_is_the_density_on_the_scale_of_bytes() -> None:
     torch.testing.assert_close(likelihood("gaussian", 0.1)(means, target).detach(), expected)
 
 
+def test_the_logistic_loss_is_the_mean_of_the_nats_of_all_values() -> None:
+    means, values = 0.2 * torch.randn(2, 3, 4, 4), torch.randint(0, 256, (2, 3, 4, 4)).byte()
+    made = likelihood("discretized-logistic", 0.1)
+    torch.testing.assert_close(made(means, values / 255 - 0.5), made.nats(means, values).mean())
+
+
 @every_likelihood
 def test_the_scale_is_calibrated_by_training(kind: Kind) -> None:
     made = KINDS[kind](config(), 0.08)

@@ -54,8 +54,35 @@ def test_misfits_are_named_with_both_shapes() -> None:
         network.decode((torch.full((1, 4, 2), 10).tril(),))
     with pytest.raises(VQVAEError, match=r"\(n, 4, 2\); got \[\(1, 4, 2\), \(1, 4, 2\)\]"):
         network.decode((torch.zeros(1, 4, 2).long(), torch.zeros(1, 4, 2).long()))
+    with pytest.raises(VQVAEError, match=r"\(n, 4, 2\).*; got \[\]"):
+        network.decode(())
     with pytest.raises(VQVAEError, match=r"\(n, 4, 2\); got \[\(1, 2, 4\)\]"):
         network.decode((torch.zeros(1, 2, 4).long(),))
+
+
+def test_levels_of_different_numbers_of_images_are_refused_before_they_are_decoded() -> None:
+    network = VQVAE(VQVAEConfig(height=16, width=8, hidden=8, residual_channels=4, num_codes=10, levels=2, channels=1))
+    coarse, fine = network.encode(torch.zeros(3, 1, 16, 8, dtype=torch.uint8))
+    with pytest.raises(VQVAEError, match="the levels are of 1 and 3 images; give as many"):
+        network.decode((coarse[:1], fine))  # torch would repeat the one for all
+
+
+def test_blocks_of_1x1_kernels_are_as_wide_inside_as_outside() -> None:
+    network = VQVAE(VQVAEConfig(height=16, width=8, hidden=8, residual_channels=4, residual_blocks=1, num_codes=10))
+    widths = {name: tuple(p.shape) for name, p in network.named_parameters() if name.endswith(".conv.weight")}
+    assert sorted(widths.values()) == [(4, 8, 3, 3), (8, 8, 1, 1)], "of the decoder and of the encoder"
+
+
+def test_codes_of_one_number_are_refused_on_the_unit_sphere_alone() -> None:
+    assert VQVAEConfig(code_dim=1, num_codes=10).code_dim == 1
+    with pytest.raises(ValueError, match="--unit-codes of --code-dim 1 are 1 and -1 alone"):
+        VQVAEConfig(code_dim=1, num_codes=10, unit_codes=True)
+
+
+def test_a_number_of_codes_that_is_no_product_is_refused_for_fsq_alone() -> None:
+    assert [VQVAEConfig(bottleneck=name, num_codes=11).num_codes for name in ("vq", "gumbel")] == [11, 11]
+    with pytest.raises(ValueError, match="--num-codes 11 is no product of 2 to 8"):
+        VQVAEConfig(bottleneck="fsq", num_codes=11)
 
 
 def test_a_size_that_the_stride_does_not_divide_is_refused_with_one_that_fits() -> None:

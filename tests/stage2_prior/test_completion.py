@@ -162,6 +162,14 @@ def test_known_nats_do_not_depend_on_how_many_classes_are_computed_at_a_time(
     torch.testing.assert_close(known_nats_per_class(levels, known, context), together, rtol=1e-12, atol=0)
 
 
+def test_as_many_classes_are_computed_at_a_time_as_their_logits_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, codes, counts = small_prior(prior_classes()[0], num_classes=5), random_codes(1, 4, 5), list[int]()
+    prior.register_forward_pre_hook(lambda _, given: counts.append(len(given[0])))
+    monkeypatch.setattr("stage2_prior.sampling.completion.LOGITS_AT_A_TIME", 2 * 20 * 7)
+    known_nats_per_class([prior], [codes], [codes])
+    assert counts == [2, 2, 1]
+
+
 def test_known_nats_are_empty_without_classes() -> None:
     codes = random_codes(1, 4, 5)
     assert known_nats_per_class([small_prior(prior_classes()[0])], [codes], [codes]).shape == (0,)

@@ -1,5 +1,6 @@
 """The stepper that every prior draws with, against its forward pass and against the plain sampler."""
 
+from collections import deque
 from collections.abc import Sequence
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stage2_prior import Noise, PrefixStepper, Prior, PriorError, SamplingOptions, Stepper, draw
+from stage2_prior.priors.stepping import Buffers
 from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
 
 every_prior = pytest.mark.parametrize("kind", prior_classes())
@@ -27,6 +29,33 @@ def teacher_forced(stepper: Stepper, codes: Tensor, labels: Tensor | None, coars
             stepper.accept(column, codes[:, row, column])
         rows.append(torch.stack(columns, -1))
     return torch.stack(rows, 2)
+
+
+def test_the_memory_of_a_stepper_counts_each_storage_once_and_whole() -> None:
+    part = Buffers()
+    numbers = torch.zeros(6, 5, dtype=torch.float64)
+    part.whole, part.views, part.other = numbers, [numbers[:2], numbers[4:]], 3  # type: ignore[attr-defined]
+    part.small = torch.zeros(10)[:2]  # type: ignore[attr-defined]
+    assert part.memory() == 30 * 8 + 10 * 4
+
+
+def storages(part: object) -> dict[int, int]:
+    """Bytes of all storages that an object holds, in whatever attributes, sequences and parts, but in no module."""
+    if isinstance(part, Tensor):
+        return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()}
+    if isinstance(part, torch.nn.Module) or not (isinstance(part, list | tuple | deque) or hasattr(part, "__dict__")):
+        return {}
+    inner = part if isinstance(part, list | tuple | deque) else vars(part).values()
+    return {key: size for each in inner for key, size in storages(each).items()}
+
+
+@every_prior
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_the_memory_of_a_stepper_is_that_of_all_tensors_it_holds(kind: type[Prior], num_classes: int) -> None:
+    prior = small_prior(kind, num_classes=num_classes)
+    held = [sum(storages(prior.stepper(n)).values()) for n in (1, 50)]
+    assert [prior.stepper(n).memory() for n in (1, 50)] == held
+    assert held[1] > 2 * held[0]
 
 
 @every_prior

@@ -280,6 +280,14 @@ def test_the_split_parts_all_images_and_follows_the_seed() -> None:
         split(1, tenth, seed=0)
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize(("validation", "test"), [(0.999, 0.0), (0.001, 0.998), (0.5, 0.49), (0.3, 0.0)])
+def test_no_image_of_few_is_in_two_parts_and_one_is_left_to_train_on(n: int, validation: float, test: float) -> None:
+    parts = split(n, DataConfig(validation=validation, test=test), seed=0)
+    assert sorted([*parts.train, *parts.validation, *parts.test]) == list(range(n))
+    assert len(parts.train) >= 1 and len(parts.validation) >= 1
+
+
 def test_a_test_part_takes_images_from_the_training_part_alone() -> None:
     without, with_one = (split(100, DataConfig(validation=0.1, test=test), seed=3) for test in (0.0, 0.3))
     assert len(without.test) == 0 and len(with_one.test) == 30

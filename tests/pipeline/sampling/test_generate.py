@@ -56,6 +56,17 @@ def test_a_class_is_named_by_name_or_number(trained: Path) -> None:
         generate(trained, 2, label=7)
 
 
+def test_a_class_of_a_model_without_classes_is_refused(trained: Path) -> None:
+    (prior,) = load(trained).priors
+    config = replace(prior.config, class_names=(), class_weights=(), model=replace(prior.config.model, num_classes=0))
+    assert class_probabilities(None, config) == {None: 1.0} and labels_of(np.arange(2), None, 0, config) is None
+    for label in (0, "balanced", ["a"]):
+        with pytest.raises(UsageError, match="trained without classes"):
+            class_probabilities(label, config)
+        with pytest.raises(UsageError, match="trained without classes"):
+            labels_of(np.arange(2), label, 0, config)
+
+
 def test_proportions_and_entropy_are_those_of_the_counts() -> None:
     assert class_proportions(np.array([0, 2, 2, 2]), 3).tolist() == [0.25, 0.0, 0.75]
     codes = torch.tensor([[0, 0, 1, 5]])

@@ -1,5 +1,6 @@
 """Whatever is given in Python is used or refused in a sentence of our own: numbers, classes, images, codes, devices."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import (
+    CheckpointError,
     Model,
     UsageError,
     compare,
@@ -102,6 +104,24 @@ def test_bad_numbers_are_named_together(model: Model, options: dict[str, Any], m
     for draw in (model.sample, lambda **given: generate(model, **given)):
         with pytest.raises(UsageError, match=message):
             draw(**{"n": 2, **options})
+
+
+def test_a_loaded_run_that_lacks_a_prior_is_refused_like_its_path(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "vqvae", tmp_path / "run" / "vqvae")
+    without = load(tmp_path / "run")
+    for run in (tmp_path / "run", without):
+        with pytest.raises(CheckpointError, match="prior"):
+            score(run, IMAGES)
+
+
+def test_images_are_encoded_and_decoded_as_many_at_a_time_as_their_pixels_allow(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.images_at_a_time
+    monkeypatch.setattr("pipeline.sampling.model._PIXELS", 3 * 8 * 12)
+    few = model.images_at_a_time
+    monkeypatch.setattr("pipeline.sampling.model._PIXELS", 1)
+    assert (whole, few, model.images_at_a_time) == (256, 3, 1)
 
 
 def test_options_and_seeds_are_checked_where_a_sampler_is_made(model: Model) -> None:

@@ -22,7 +22,7 @@ from pipeline.config.sampling import Format
 from pipeline.errors import CheckpointError, InterruptedRunError
 from pipeline.sampling.request import REQUEST
 from pipeline.sampling.samplers import CodeSampler
-from pipeline.sampling.samples import Samples, missing_parts
+from pipeline.sampling.samples import Samples, bytes_on_disk, missing_parts, write_part
 from pipeline.storage import load_tensors
 
 
@@ -216,3 +216,15 @@ def test_seeds_and_classes_have_folders_of_their_own(trained: Path, tmp_path: Pa
     run = Path(shutil.copytree(trained, tmp_path / "copy"))
     folders = [generate_files(run, n=1, seed=seed, label=label).folder for seed in (0, 1) for label in (None, "1")]
     assert [folder.name for folder in folders] == ["seed-0", "seed-0-1", "seed-1", "seed-1-1"]
+
+
+@pytest.mark.parametrize("file_format", ["png", "zip", "safetensors"])
+def test_noise_that_png_cannot_compress_takes_no_more_of_the_disk_than_estimated(
+    tmp_path: Path, file_format: Format
+) -> None:
+    """Checked before anything is drawn, of images that nobody has seen."""
+    (tmp_path / "codes").mkdir()
+    images, codes = torch.randint(256, (2, 1, 512, 512)).byte(), (torch.zeros(2, 8, 8, dtype=torch.int16),)
+    write_part(tmp_path, range(2), Samples(images, codes, None), file_format)
+    taken = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert 2 * images[0].nbytes < taken < 2 * bytes_on_disk(images[0].nbytes + codes[0][0].nbytes, file_format)
