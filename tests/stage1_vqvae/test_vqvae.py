@@ -1,5 +1,6 @@
 """The model around the quantizer: shapes, errors, and which tensors identify codes and decoders."""
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -152,6 +153,16 @@ def test_each_tensor_belongs_to_the_codes_or_to_the_decoder(bottleneck: Bottlene
     assert all(torch.equal(tensor, every[name]) for name, tensor in {**codes, **decoder}.items())
     assert "likelihood.slow_log_scale" in decoder and "encoder.0.weight" in codes
     assert any(name.startswith("levels.") for name in codes)
+
+
+def test_nats_of_an_image_are_those_of_its_pixels_around_what_its_codes_decode_to() -> None:
+    images = torch.randint(256, (2, 3, 16, 8)).byte()
+    assert model().pixel_nats(images, model().encode(images)) is None
+    network = VQVAE(replace(model().config, likelihood="gaussian"), data_variance=0.04).eval()
+    nats = network.pixel_nats(images, network.encode(images))
+    assert nats is not None and network.likelihood is not None
+    expected = network.likelihood.nats(network(images).reconstruction.double(), images).flatten(1).sum(1)
+    torch.testing.assert_close(nats, expected.detach(), rtol=1e-5, atol=0)
 
 
 def test_codes_depend_on_the_code_tensors_alone() -> None:
