@@ -74,6 +74,12 @@ def test_blocks_of_1x1_kernels_are_as_wide_inside_as_outside() -> None:
     assert sorted(widths.values()) == [(4, 8, 3, 3), (8, 8, 1, 1)], "of the decoder and of the encoder"
 
 
+def test_of_options_without_effect_only_those_that_were_given_are_named() -> None:
+    config = VQVAEConfig(num_codes=10, codebook_rule="simvq")
+    assert config.without_effect(["num_codes", "hidden"]) == []
+    assert config.without_effect(["revival_ends"]) == ["--revival-ends belongs to other codebook rules; leave it out"]
+
+
 def test_codes_of_one_number_are_refused_on_the_unit_sphere_alone() -> None:
     assert VQVAEConfig(code_dim=1, num_codes=10).code_dim == 1
     with pytest.raises(ValueError, match="--unit-codes of --code-dim 1 are 1 and -1 alone"):
