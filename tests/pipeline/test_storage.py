@@ -1,5 +1,6 @@
 """Folders are complete or not there; damage is found; nothing is looser than asked for."""
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pipeline.storage import (
     load_metadata,
     load_strictly,
     load_tensors,
+    naming,
     read_json,
     remove_unfinished,
     save_tensors,
@@ -57,6 +59,18 @@ def test_a_folder_that_another_command_wrote_meanwhile_is_named_and_left_as_it_i
         a_folder(tmp_path / "folder")
     verify(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"] and not (tmp_path / "folder" / "a").exists()
+
+
+def test_an_error_of_the_system_is_given_a_name_where_it_has_none(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as nameless, naming(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (nameless.value.errno, nameless.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    with pytest.raises(OSError, match="No space") as named, naming(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device", "another")
+    assert named.value.filename == "another"
+    with pytest.raises(OSError, match="a timeout") as other, naming(tmp_path / "file"):
+        raise OSError("a timeout")  # of a library, and not of the system
+    assert other.value.errno is None and other.value.filename is None
 
 
 @pytest.mark.parametrize("fault", ["flip", "truncate", "remove", "manifest"])

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 from stage1_vqvae.bottlenecks import DiscreteBottleneck, VectorQuantizer
@@ -41,6 +42,13 @@ def test_hierarchical_grids_are_halved_and_residual_ones_repeated() -> None:
     assert model("hierarchical").config.grids == ((2, 4), (4, 8), (8, 16))
     assert model("residual").config.grids == ((8, 16), (8, 16), (8, 16))
     assert model("hierarchical", levels=1).config.grids == model("residual", levels=1).config.grids == ((8, 16),)
+
+
+def test_all_strided_convolutions_have_kernels_that_divide_by_the_stride() -> None:
+    """4x4, so that every pixel counts alike in both directions; of a 3x3 kernel of stride 2 every second one would."""
+    convolutions = [m for m in model("hierarchical").modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    strided = [convolution.kernel_size for convolution in convolutions if convolution.stride == (2, 2)]
+    assert strided == [(4, 4)] * (1 + 2 + 2 + 1), "encoder, two levels down, two up, decoder"
 
 
 @every_kind

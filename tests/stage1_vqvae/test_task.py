@@ -120,6 +120,7 @@ def test_bits_per_dim_add_the_bits_of_all_levels() -> None:
     network = VQVAE(config(levels=2, likelihood="gaussian"), 0.08).eval()
     task, images = VQVAETask(network).eval(), random_images(6)
     sums = task.evaluate(images)
+    assert {sums[name].dtype for name in ("squared_error", "images", "pixel_nats")} == {torch.float64}, "of many images"
     values, levels = task.summarise(sums)
     assert [level["bits_per_image"] for level in levels] == pytest.approx([math.log2(12), 4 * math.log2(12)])
     pixels = float(sums["pixel_nats"]) / (6 * 192) / math.log(2)

@@ -182,6 +182,15 @@ def test_averages_move_so_fast_that_a_code_is_the_mean_of_two_hundred_vectors(ve
     torch.testing.assert_close(layer.mean_counts, before + rate * (sums[:, -1] - before))
 
 
+def test_sums_and_counts_move_at_one_rate_which_follows_from_the_counts_of_the_step() -> None:
+    """At two rates a code would be no mean of vectors any more."""
+    layer, sums = quantizer(revival_threshold=0.0), torch.randn(6, 4)
+    sums[:, 3] = torch.tensor([0.0, 10.0, 20.0, 30.0, 40.0, 20.0])  # 20 in the mean, of 200
+    expected = [torch.lerp(layer.mean_sums, sums[:, :3], 0.1), torch.lerp(layer.mean_counts, sums[:, 3], 0.1)]
+    layer.update(Statistics(sums, torch.empty(0, 3)), 0.1, a_generator())
+    torch.testing.assert_close([layer.mean_sums, layer.mean_counts], expected)
+
+
 def test_counts_are_smoothed_where_a_code_is_hardly_used() -> None:
     """Appendix A.1: N + epsilon over the sum of all, so that a rare code is not divided by almost nothing."""
     layer = quantizer("ema", ema_decay=0.9, revival_threshold=0.0)

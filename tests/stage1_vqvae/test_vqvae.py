@@ -1,5 +1,6 @@
 """The model around the quantizer: shapes, errors, and which tensors identify codes and decoders."""
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -71,6 +72,12 @@ def test_blocks_of_1x1_kernels_are_as_wide_inside_as_outside() -> None:
     network = VQVAE(VQVAEConfig(height=16, width=8, hidden=8, residual_channels=4, residual_blocks=1, num_codes=10))
     widths = {name: tuple(p.shape) for name, p in network.named_parameters() if name.endswith(".conv.weight")}
     assert sorted(widths.values()) == [(4, 8, 3, 3), (8, 8, 1, 1)], "of the decoder and of the encoder"
+
+
+def test_of_options_without_effect_only_those_that_were_given_are_named() -> None:
+    config = VQVAEConfig(num_codes=10, codebook_rule="simvq")
+    assert config.without_effect(["num_codes", "hidden"]) == []
+    assert config.without_effect(["revival_ends"]) == ["--revival-ends belongs to other codebook rules; leave it out"]
 
 
 def test_codes_of_one_number_are_refused_on_the_unit_sphere_alone() -> None:
@@ -152,6 +159,16 @@ def test_each_tensor_belongs_to_the_codes_or_to_the_decoder(bottleneck: Bottlene
     assert all(torch.equal(tensor, every[name]) for name, tensor in {**codes, **decoder}.items())
     assert "likelihood.slow_log_scale" in decoder and "encoder.0.weight" in codes
     assert any(name.startswith("levels.") for name in codes)
+
+
+def test_nats_of_an_image_are_those_of_its_pixels_around_what_its_codes_decode_to() -> None:
+    images = torch.randint(256, (2, 3, 16, 8)).byte()
+    assert model().pixel_nats(images, model().encode(images)) is None
+    network = VQVAE(replace(model().config, likelihood="gaussian"), data_variance=0.04).eval()
+    nats = network.pixel_nats(images, network.encode(images))
+    assert nats is not None and network.likelihood is not None
+    expected = network.likelihood.nats(network(images).reconstruction.double(), images).flatten(1).sum(1)
+    torch.testing.assert_close(nats, expected.detach(), rtol=1e-5, atol=0)
 
 
 def test_codes_depend_on_the_code_tensors_alone() -> None:

@@ -1,14 +1,15 @@
 """What every prior must satisfy: its logits depend on all earlier codes and on no later one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage2_prior import CodeBatch, PixelCNN, Prior, PriorConfig, PriorError, PriorTask
-from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
+from stage2_prior import CodeBatch, PixelCNN, Prior, PriorConfig, PriorError, PriorTask, make_prior
+from tests.stage2_prior.priors import prior_classes, random_codes, randomised, small_prior
 
 every_prior = pytest.mark.parametrize("kind", prior_classes())
 
@@ -113,6 +114,21 @@ def test_a_prior_learns_a_deterministic_pattern(kind: type[Prior]) -> None:
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) == pytest.approx(math.log(4) / 12, abs=0.02), "only the first code is uncertain"
+
+
+def test_logits_see_as_many_rows_and_columns_back_as_the_reach_says() -> None:
+    config = PriorConfig(height=9, width=9, num_codes=7, hidden=16, layers=3, first_kernel=5, kernel=3, head=16)
+    prior, codes = randomised(make_prior(config)), random_codes(1, 9, 9)
+    before = prior(codes, None)[0, :, 8, 8]
+
+    def sees(row: int, column: int) -> bool:
+        other = codes.clone()
+        other[0, row, column] = (codes[0, row, column] + 1) % 7
+        return not torch.equal(prior(other, None)[0, :, 8, 8], before)
+
+    assert config.reach == 2 + 1 + 1
+    assert sees(8 - 4, 8) and sees(8, 8 - 4) and not sees(8 - 5, 8) and not sees(8, 8 - 5)
+    assert replace(config, prior="pixelsnail").reach is None
 
 
 def test_even_windows_are_refused_all_at_once() -> None:

@@ -24,6 +24,7 @@ from pipeline import (
 )
 from pipeline.errors import ResourceError
 from pipeline.sampling.generate import samples_folder
+from pipeline.sampling.samplers import CodeSampler
 
 IMAGES = np.arange(2 * 8 * 12, dtype=np.uint8).reshape(2, 1, 8, 12)
 
@@ -122,6 +123,20 @@ def test_images_are_encoded_and_decoded_as_many_at_a_time_as_their_pixels_allow(
     few = model.images_at_a_time
     monkeypatch.setattr("pipeline.sampling.model._PIXELS", 1)
     assert (whole, few, model.images_at_a_time) == (256, 3, 1)
+
+
+def test_a_loaded_run_knows_its_precision_and_is_not_used_in_another(model: Model, trained: Path) -> None:
+    assert model.precision == "float32" and load(trained, precision="float64").precision == "float64"
+    with pytest.raises(UsageError, match="the model given is of float32; leave precision out, or load it in float64"):
+        generate(model, 1, precision="float64")
+
+
+def test_the_buffers_of_one_batch_size_alone_are_kept(model: Model) -> None:
+    sampler = model.sampler()
+    assert isinstance(sampler, CodeSampler)
+    for n in (3, 5, 5, 2):
+        sampler.sample(np.arange(n))
+        assert list(sampler._steppers) == [n], "with those of all sizes memory would grow"
 
 
 def test_options_and_seeds_are_checked_where_a_sampler_is_made(model: Model) -> None:

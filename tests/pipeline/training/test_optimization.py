@@ -159,7 +159,7 @@ def test_a_learning_rate_beyond_reason_stops_the_run_before_lost_weights_are_sav
 def test_an_evaluation_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is less than NaN: once, such a first evaluation would have stayed the best."""
     values = iter([0.5, float("nan")])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: Metrics({"nmse": next(values)}))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: Metrics({"nmse": next(values), "psnr": 20.0}))
     with pytest.raises(DivergedError, match=r"after step 6 gave nmse nan.*--learning-rate"):
         stage1(tmp_path / "run", evaluations=4)
     assert [path.name for path in (tmp_path / "run" / "vqvae" / "checkpoints").glob("best-*")] == ["best-000000003"]

@@ -128,3 +128,6 @@ def test_latents_are_standard_normal_numbers_of_seed_and_index_times_the_tempera
     [drawn] = generate("run", 3, seed=4, temperature=0.5).codes
     expected = np.stack([stream(4, Purpose.LATENTS, index).standard_normal((4, 2, 3)) for index in range(3)])
     np.testing.assert_allclose(drawn.numpy(), 0.5 * expected, rtol=1e-6)
+    sampler = load("run").sampler()
+    assert sampler.bytes_per_image == 96 + 24 * 4 + 8, "of pixels, of numbers in float32, of a class"
+    assert sampler.drawing_bytes() == 2 * 24 * 8 + 12 * 96

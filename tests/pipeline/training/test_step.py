@@ -1,5 +1,6 @@
 """One step of the loop, and one evaluation, against what they are defined to be, by hand."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,6 +58,19 @@ def of_codes(folder: Path, **options: Any) -> AnyTrainer:
         CodeMaps((torch.randint(7, (n, 2, 3), generator=torch.Generator().manual_seed(n)),), None, ()) for n in (29, 11)
     )
     return a_trainer(PriorTask(make_prior(config)), CodeBatches(train, validation, 0, 7, 5), folder, options)
+
+
+def test_what_was_measured_is_written_before_each_evaluation_and_each_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that is cut off and resumed there is a line for every step."""
+    monkeypatch.setattr("pipeline.training.trainer.LOGGED_LINES", 1)
+    trainer = of_images(tmp_path, steps=12, evaluations=3, checkpoints=2)
+    trainer.start()
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [4, 6, 8, 12]
+    assert [line["step"] for line in lines if "validation_nmse" in line] == [4, 8, 12]
 
 
 def gradients_of(trainer: AnyTrainer) -> dict[str, Tensor]:
