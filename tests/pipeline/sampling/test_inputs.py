@@ -233,16 +233,3 @@ def test_more_images_than_memory_holds_are_refused_before_one_is_drawn(
         monkeypatch.setattr("pipeline.sampling.model.check_memory", lambda *_: None)
         monkeypatch.setattr("pipeline.resources.free_memory", lambda device: 2**20)
         model.sample(2**20, batch_size=2**20)
-
-
-def test_more_candidates_than_memory_holds_are_refused_before_one_is_drawn(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.resources.free_memory", lambda device: 2**20)
-    image, message = (
-        IMAGES[0],
-        r"drawing 100 completions from 100 candidates each takes .*a smaller --n or --candidates",
-    )
-    with pytest.raises(ResourceError, match=message):
-        complete(model, image, "top:0.5", n=100, candidates=100)
-    assert len(complete(model, image, "top:0.5", n=2, candidates=2).images) == 2
