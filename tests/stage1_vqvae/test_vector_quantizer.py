@@ -140,6 +140,13 @@ def test_samples_are_distinct_outputs_of_the_batch() -> None:
     assert len(quantizer().eval()(outputs).statistics.samples) == 0
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_hold_no_graph_of_the_step(training: bool) -> None:
+    """They are kept over all micro-batches, and so would the activations be."""
+    statistics = quantizer().train(training)(torch.randn(2, 3, 4, 5, requires_grad=True)).statistics
+    assert not statistics.samples.requires_grad and not statistics.sums.requires_grad
+
+
 def test_more_dead_codes_than_samples_revives_as_many_as_there_are_samples() -> None:
     layer = quantizer("gradient", revival_threshold=0.5)
     layer.mean_counts.copy_(torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0, 0.0]))

@@ -13,7 +13,14 @@ from pipeline.randomness import Purpose, stream
 from pipeline.sampling.complete import Part, _candidates, extended, kept_side, known_codes
 from pipeline.sampling.model import Model
 from pipeline.sampling.samplers import CodeSampler
-from stage2_prior import choose_candidate, code_nats, draw_classes, known_nats_per_class, propose_classes
+from stage2_prior import (
+    ClassProposal,
+    choose_candidate,
+    code_nats,
+    draw_classes,
+    known_nats_per_class,
+    propose_classes,
+)
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 IMAGES, TARGETS = shapes()
@@ -232,6 +239,24 @@ def test_each_completion_is_chosen_among_candidates_of_its_own_with_noise_of_its
     best = [3 * index + int(choice) for index, choice in enumerate((weights.numpy() + noise).argmax(1))]
     assert torch.equal(done.codes[0], codes[0][best])
     assert {index % 3 for index in best} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("kept", "candidates", "mixed"), [("bottom:0.5", 1, 0), ("bottom:0.5", 3, 1), ("top:0.5", 3, 0)]
+)
+def test_classes_are_mixed_with_any_only_where_one_of_several_candidates_is_chosen_by_what_comes_later(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, kept: str, candidates: int, mixed: int
+) -> None:
+    """A single completion would be of any class a tenth of the time, and nothing would weigh that down."""
+    seen: list[bool] = []
+
+    def proposing(weights: Tensor, nats: Tensor, mixed: bool) -> ClassProposal:
+        seen.append(mixed)
+        return propose_classes(weights, nats, mixed)
+
+    monkeypatch.setattr("pipeline.sampling.complete.propose_classes", proposing)
+    complete(trained, IMAGES[0], kept, n=1, candidates=candidates)
+    assert seen == [bool(mixed)]
 
 
 def test_what_is_filled_in_is_the_rounded_mean_of_its_known_neighbours() -> None:
