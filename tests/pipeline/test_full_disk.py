@@ -54,7 +54,7 @@ def test_a_full_disk_costs_nothing(tmp_path: Path, bases: tuple[Path, dict[str, 
         assert "No space left on device" in failed.output and "Traceback" not in failed.output
         assert names_a_file(failed.output, job.out), failed.output
         assert not left_behind(folder)
-        if job.base:
+        if job.base and (folder / "run/vqvae/manifest.json").exists():  # else names were exchanged, which takes no room
             open_run(folder / "run", "vqvae")
         again = gen(folder, *job.again)
         assert again.exit_code == 0, (number, again.output)
