@@ -80,6 +80,8 @@ def train_prior(
     or a notebook; Silent() shows none. Raises GenError.
     """
     check_paths(run=run, out=out, resume=resume, config=config)
+    if not isinstance(force, bool | np.bool_):
+        raise UsageError(f"force is True or False; got {force!r:.60}")
     asked, checkpoint = given(dict(options)), None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
     where = next((name for name in (run, out, level) if name is not None), None) if stage else None
