@@ -226,6 +226,15 @@ def test_an_image_to_complete_is_checked_too(model: Model) -> None:
             complete(model, image, kept, n=1)  # type: ignore[arg-type]
 
 
+def test_the_memory_of_candidates_is_that_of_each_of_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("pipeline.sampling.complete.check_memory", lambda _, needed, *__: asked.append(needed))
+    complete(model, IMAGES[0], "top:0.5", n=3, candidates=5)
+    sampler = model.sampler()
+    assert isinstance(sampler, CodeSampler)
+    assert asked == [2 * 3 * 5 * sampler.bytes_per_image]
+
+
 def test_more_candidates_than_memory_holds_are_refused(model: Model) -> None:
     with pytest.raises(
         ResourceError, match=r"1,000,000 completions from 1,000,000 candidates each takes about .* free;"
