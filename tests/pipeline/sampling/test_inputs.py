@@ -78,6 +78,12 @@ def test_what_is_no_level_is_refused(trained: Path, level: Any) -> None:
         train_prior(trained, level=level, resume="auto")
 
 
+@pytest.mark.parametrize("force", [np.zeros(2), torch.zeros(2), "yes", 1])
+def test_what_is_neither_true_nor_false_forces_nothing(trained: Path, force: Any) -> None:
+    with pytest.raises(UsageError, match="force is True or False"):
+        train_prior(trained, out="new", force=force)
+
+
 @pytest.mark.parametrize("name", ["steps", "max_minutes", "data", "test_data"])
 def test_arrays_are_no_options(name: str) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: input should be"):
