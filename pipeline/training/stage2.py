@@ -99,9 +99,8 @@ def train_prior(
         plan.check(folder, vqvae, launch, force)
 
         def read() -> ImageSet:
-            source_data = ARRAY if images is not None else vqvae.config.data.data if data is None else data
-            (now,) = build({**flatten(vqvae.config.data), "data": source_data}, DataConfig)
-            return load_image_set(now, images, targets, launch)
+            now = given({"data": ARRAY if images is not None else data})
+            return load_image_set(*build(flatten(vqvae.config.data) | now, DataConfig), images, targets, launch)
 
         maps = _code_maps(status, folder, vqvae, plan.augmentation(), read, launch)
         runs = plan.runs(vqvae, maps["train"], launch)
