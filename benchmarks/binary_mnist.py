@@ -36,7 +36,7 @@ from pipeline.reporting import Silent
 from pipeline.training.batches import CodeBatches
 from pipeline.training.budget import steps_within
 from pipeline.training.launch import seeded_weights
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop.trainer import Trainer
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 
 TRAINING = TrainingConfig(batch_size=32, learning_rate=2e-3, average_decay=0.999, evaluations=2)

@@ -38,7 +38,7 @@ from click.testing import Result
 from pipeline.errors import GenError
 from pipeline.runs.opening import open_run
 from pipeline.sampling.samplers import CodeSampler
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop.trainer import Trainer
 from tests.pipeline.faults import (
     Action,
     Change,

@@ -31,7 +31,7 @@ from pipeline.processes import keep_freed_memory
 from pipeline.randomness import batch_indices
 from pipeline.reporting import Silent
 from pipeline.training.batches import ImageBatches
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 from stage1_vqvae.bottlenecks import Statistics
 from stage1_vqvae.networks import Decoder, Encoder

@@ -59,6 +59,13 @@ def test_a_stage_imports_neither_the_other_nor_the_pipeline(package: str, forbid
         assert not imports(path) & forbidden, path
 
 
+def test_the_loop_knows_neither_stage() -> None:
+    for path in files("pipeline/training/loop"):
+        assert not imports(path) & {"stage1_vqvae", "stage2_prior"}, path
+        of_training = {name for name in modules(path) if name.startswith("pipeline.training.")}
+        assert all(name.startswith("pipeline.training.loop") for name in of_training), path
+
+
 @pytest.mark.parametrize("package", ["stage1_vqvae", "stage2_prior"])
 def test_a_stage_touches_no_file_no_argument_and_no_process(package: str) -> None:
     for path in files(package):
@@ -118,7 +125,7 @@ def test_drawing_images_loads_nothing_of_training() -> None:
     assert not [
         name for name in loaded if name.startswith(("pipeline.training", "pipeline.evaluation", "pipeline.cli"))
     ]
-    assert "pipeline.training.trainer" in loaded_after("from pipeline import train_vqvae")
+    assert "pipeline.training.loop.trainer" in loaded_after("from pipeline import train_vqvae")
     assert loaded_after("import pipeline") == {"pipeline"}
 
 

@@ -24,7 +24,7 @@ _LESS_MEMORY = {
 class _Group(click.Group):
     """Prints a fault that a person can mend in a line or two, and exits with its code; `--debug` adds the traceback."""
 
-    def main(self, *arguments: Any, **options: Any) -> Any:
+    def main(self, *arguments: Any, **options: Any) -> Any:  # as click has it
         """Run the command, and say in one form what click and we ourselves find wrong."""
         _make_streams_ready()
         try:

@@ -15,8 +15,8 @@ from pipeline.runs.loading import LoadedVQVAE, load_prior, load_vqvae
 from pipeline.runs.opening import open_run
 from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
-from pipeline.training.checkpoint import list_checkpoints, step_of
 from pipeline.training.launch import resume_command
+from pipeline.training.loop.checkpoint import list_checkpoints, step_of
 
 
 @click.command("info")

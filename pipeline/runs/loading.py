@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.resources import check_memory
@@ -13,7 +13,7 @@ from pipeline.runs.layout import CONFIG, WEIGHTS, RunFolder
 from pipeline.runs.opening import Run
 from pipeline.runs.saved import PriorRun, VQVAERun
 from pipeline.storage import load_strictly, tensor_shapes, tensors_sha256
-from stage1_vqvae import VQVAE
+from stage1_vqvae import VQVAE, VQVAEConfig
 from stage2_prior import Prior, make_prior
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -38,7 +38,8 @@ class LoadedPrior(NamedTuple):
 
 
 def load_vqvae(run: Run, device: torch.device) -> LoadedVQVAE:
-    """Stage 1 of a run. Raises CheckpointError."""
+    """Stage 1 of a run. Raises CheckpointError, and ResourceError where there is no room for it or for an image."""
+    _check_image_fits(run.vqvae.model, device)
     network = _filled(lambda: VQVAE(run.vqvae.model), run.folder.vqvae / WEIGHTS)
     hashes = tensors_sha256(network.code_tensors()), tensors_sha256(network.decoder_tensors())
     return LoadedVQVAE(_ready(network, device), run.vqvae, *hashes)
@@ -52,7 +53,24 @@ def load_priors(run: Run, codes_sha256: str, device: torch.device) -> tuple[Load
     configs = [config for config in run.priors if config is not None]
     if len(configs) < len(run.priors):
         return ()
+    for config in configs:
+        _check_maps(run, config)
     return tuple(load_prior(run.folder, config, codes_sha256, device) for config in configs)
+
+
+def _check_maps(run: Run, prior: PriorRun) -> None:
+    """Raise CheckpointError unless a prior is of such maps as this stage 1 makes."""
+    rows, columns = run.vqvae.model.grids[prior.level]
+    made, learned = (
+        (rows, columns, run.vqvae.model.num_codes),
+        (prior.model.height, prior.model.width, prior.model.num_codes),
+    )
+    if made != learned:
+        raise CheckpointError(
+            f"the prior in {run.folder.prior(prior.level)} has learned maps of {learned[0]}x{learned[1]} codes of "
+            f"{learned[2]}, and stage 1 makes {made[0]}x{made[1]} of {made[2]}; one {CONFIG} is not the one that "
+            "belongs here"
+        )
 
 
 def load_prior(folder: RunFolder, config: PriorRun, codes_sha256: str, device: torch.device) -> LoadedPrior:
@@ -71,6 +89,26 @@ def check_codes(folder: RunFolder, prior: PriorRun, codes_sha256: str) -> None:
             f"{prior.codes_sha256[:12]}, this one has {codes_sha256[:12]}; train a new prior with "
             f"`gen train-prior {folder.path} --out NEW_RUN`"
         )
+
+
+def _check_image_fits(config: VQVAEConfig, device: torch.device) -> None:
+    """Raise ResourceError unless an image can be encoded and decoded, of whatever size: convolutions fit any.
+
+    At a time there are the input and the output of one layer.
+    """
+    sizes: list[int] = []
+
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        sizes.append(inputs[0].nbytes + output.nbytes)
+
+    with torch.device("meta"), torch.no_grad():
+        network = VQVAE(config)
+        for layer in (*network.encoder, *network.decoder):
+            layer.register_forward_hook(count)
+        network.encoder(torch.zeros(1, config.channels, config.height, config.width))
+        network.decoder(torch.zeros(1, network.levels.outputs, *config.grids[-1]))
+    what = f"an image of {config.height}x{config.width} pixels, as {CONFIG} says,"
+    check_memory(device, max(sizes), what, f"take a larger machine, or bring the {CONFIG} back that belongs here")
 
 
 def _filled(make: Callable[[], Network], path: Path) -> Network:

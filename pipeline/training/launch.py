@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -26,11 +27,13 @@ from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
 from pipeline.training.budget import expected_memory, steps_within
-from pipeline.training.checkpoint import disk_needed, publish, remove_left_behind
+from pipeline.training.loop.checkpoint import disk_needed, publish, remove_left_behind
+from pipeline.training.loop.task import Batch, ReportedT
+from pipeline.training.loop.trainer import Ended, Trainer
 from pipeline.training.memory import check_training_fits
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
-from pipeline.training.task import Batch, ReportedT
-from pipeline.training.trainer import Ended, Trainer
+
+Settings: TypeAlias = VQVAERun | PriorRun
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def seeded_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def check_fits(launch: Launch, settings: VQVAERun | PriorRun) -> None:
+def check_fits(launch: Launch, settings: Settings) -> None:
     """Raise ResourceError, on every process alike, when a training needs more memory than there is on any of them."""
     device = launch.accelerator.device
     processes.alike(launch.accelerator, lambda: check_training_fits(settings, device), str, "the memory")
@@ -115,7 +118,7 @@ def train_and_publish(
     status: StatusFile,
     trainer: Trainer[Batch, ReportedT],
     run: RunFolder,
-    settings: VQVAERun | PriorRun,
+    settings: Settings,
     facts: list[tuple[str, str]],
     published: list[str],
 ) -> Trained:
@@ -126,22 +129,7 @@ def train_and_publish(
     """
     name = str(trainer.folder.relative_to(run.path))
     status.begin(name)
-    checkpoint = processes.alike(
-        launch.accelerator,
-        lambda: checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter),
-        str,
-        f"the checkpoints in {trainer.folder}",
-    )
-    processes.on_main(launch.accelerator, lambda: _prepare_folder(trainer))
-    if checkpoint is None:
-        trainer.start()
-    else:
-        trainer.resume(checkpoint)
-    settings = replace(settings, training=_with_steps(launch, trainer, settings.training))
-    trainer.set_steps(settings.training)
-    launch.reporter.say(_banner(trainer, facts))
-    processes.on_main(launch.accelerator, lambda: write_json(trainer.folder / IN_PROGRESS, as_json(settings)))
-    launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
+    settings = _begin(launch, trainer, settings, facts)
     trainer.logged = status.reach
     status.begin(name, trainer.state.record.step, trainer.state.record.total_steps)
     ended = trainer.run()
@@ -159,6 +147,29 @@ def train_and_publish(
     launch.accelerator.trackers.clear()  # else the next level's curves would be written here as well
     assert trainer.state.record.best is not None
     return Trained(run.path, trainer.state.record.step, trainer.state.record.best)
+
+
+def _begin(
+    launch: Launch, trainer: Trainer[Batch, ReportedT], settings: Settings, facts: list[tuple[str, str]]
+) -> Settings:
+    """Initialise or resume, settle the number of steps, and write down and say what is about to happen."""
+    checkpoint = processes.alike(
+        launch.accelerator,
+        lambda: checkpoint_to_resume(trainer.folder, launch.resume, launch.reporter),
+        str,
+        f"the checkpoints in {trainer.folder}",
+    )
+    processes.on_main(launch.accelerator, lambda: _prepare_folder(trainer))
+    if checkpoint is None:
+        trainer.start()
+    else:
+        trainer.resume(checkpoint)
+    settings = replace(settings, training=_with_steps(launch, trainer, settings.training))
+    trainer.set_steps(settings.training)
+    launch.reporter.say(_banner(trainer, facts))
+    processes.on_main(launch.accelerator, lambda: write_json(trainer.folder / IN_PROGRESS, as_json(settings)))
+    launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
+    return settings
 
 
 def _prepare_folder(trainer: Trainer[Batch, ReportedT]) -> None:

@@ -12,7 +12,7 @@ from pipeline.runs.layout import CHECKPOINTS, CONFIG, IN_PROGRESS, is_finished
 from pipeline.runs.saved import PriorRun, Saved, VQVAERun, read_config
 from pipeline.runs.validation import read_validation
 from pipeline.storage import read_json, verify
-from pipeline.training.checkpoint import STEP_RECORD, list_checkpoints, newest_checkpoint
+from pipeline.training.loop.checkpoint import STEP_RECORD, list_checkpoints, newest_checkpoint
 
 AUTO = "auto"
 BOTH_LENGTHS = "--steps and --max-minutes are two ways to say the same thing; give one of them"

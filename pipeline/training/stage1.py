@@ -46,8 +46,8 @@ from pipeline.training.launch import (
     seeded_weights,
     train_and_publish,
 )
+from pipeline.training.loop.trainer import Trainer
 from pipeline.training.resume import DoneAlreadyError, check_free, check_left_out, folder_of_checkpoint, saved_run
-from pipeline.training.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 
 CONFIGS = (DataConfig, VQVAEConfig, TrainingConfig)

@@ -47,9 +47,9 @@ from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
 from pipeline.training.launch import Launch, Trained, check_fits, resume_command, seeded_weights, train_and_publish
 from pipeline.training.levels import LevelPlan, level_of, plan_levels, save_settings
+from pipeline.training.loop.trainer import Trainer
 from pipeline.training.resume import NothingLeftError, check_free, check_left_out, folder_of_checkpoint
 from pipeline.training.stage1 import check_unchanged, load_image_set
-from pipeline.training.trainer import Trainer
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 
 
@@ -103,12 +103,23 @@ def train_prior(
             return load_image_set(*build(flatten(vqvae.config.data) | now, DataConfig), images, targets, launch)
 
         maps = _code_maps(status, folder, vqvae, plan.augmentation(), read, launch)
-        runs = plan.runs(vqvae, maps["train"], launch)
-        save_settings(folder, runs, launch)
-        done: dict[int, Trained] = {}
-        for settings in runs:
-            timed = replace(launch, started=time.perf_counter()) if len(runs) > 1 else launch
-            done[settings.level] = _train(timed, status, folder, settings, vqvae, maps)
+        return _train_levels(launch, status, folder, plan.runs(vqvae, maps["train"], launch), vqvae, maps)
+
+
+def _train_levels(
+    launch: Launch,
+    status: StatusFile,
+    folder: RunFolder,
+    runs: list[PriorRun],
+    vqvae: LoadedVQVAE,
+    maps: dict[str, CodeMaps],
+) -> Trained:
+    """One level after another."""
+    save_settings(folder, runs, launch)
+    done: dict[int, Trained] = {}
+    for settings in runs:
+        timed = replace(launch, started=time.perf_counter()) if len(runs) > 1 else launch
+        done[settings.level] = _train(timed, status, folder, settings, vqvae, maps)
     if len(done) == 1:
         return next(iter(done.values()))
     levels = [done[level].validation.values if level in done else {} for level in range(max(done) + 1)]

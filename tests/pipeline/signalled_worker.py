@@ -14,8 +14,8 @@ from accelerate import PartialState
 
 from pipeline import Silent, processes, train_vqvae
 from pipeline.cli.main import main
-from pipeline.training import checkpoint
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop import checkpoint
+from pipeline.training.loop.trainer import Trainer
 
 STEPS = 40
 OPTIONS = ["--preset=tiny", f"--steps={STEPS}", "--batch-size=8", "--checkpoints=2", "--evaluations=1"]

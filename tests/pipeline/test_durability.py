@@ -25,8 +25,8 @@ from pipeline.storage import (
     verify,
     write_json,
 )
-from pipeline.training.checkpoint import StepRecord, TrainingState, discard_after, save_best, save_checkpoint
-from pipeline.training.optimization import AdamW
+from pipeline.training.loop.checkpoint import StepRecord, TrainingState, discard_after, save_best, save_checkpoint
+from pipeline.training.loop.optimization import AdamW
 from tests.tiny import TINY_VQVAE, shapes
 
 IMAGES, TARGETS = shapes()

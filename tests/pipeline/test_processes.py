@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline import UsageError, generate, generate_files, train_vqvae
 from pipeline.runs.validation import read_validation
 from pipeline.storage import load_tensors
-from pipeline.training.checkpoint import list_checkpoints
+from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.training.test_step import of_images
 from tests.pipeline.worker import KINDS, SKIPPED, STAGE_1_KINDS, work
 from tests.tiny import TINY_VQVAE, shapes

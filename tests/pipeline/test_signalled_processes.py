@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pipeline.storage import load_tensors, verify
-from pipeline.training.checkpoint import list_checkpoints
+from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.signalled_worker import STEPS
 from tests.pipeline.test_processes import launch
 

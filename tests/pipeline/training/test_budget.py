@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.training import budget
-from pipeline.training.log import SKIPPED, Log
+from pipeline.training.loop.log import SKIPPED, Log
 from tests.pipeline.training.test_step import of_images
 
 
@@ -40,7 +40,7 @@ def test_the_memory_of_a_training_is_weights_gradients_moments_average_and_what_
 def test_a_line_of_the_log_has_the_rate_of_its_step_and_the_means_since_the_line_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.training.log.time", Clock(10, 14, 20, 40, 50))
+    monkeypatch.setattr("pipeline.training.loop.log.time", Clock(10, 14, 20, 40, 50))
     trainer = of_images(tmp_path, learning_rate=0.5, warmup_steps=4)
     log = Log(trainer.accelerator, trainer.reporter, tmp_path, trainer.config, trainer.state.record)
     lines: list[dict[str, float]] = []

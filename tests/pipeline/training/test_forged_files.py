@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import CheckpointError, DataError, UsageError, train_prior
 from pipeline.data.code_maps import INDEX, load_codes
 from pipeline.storage import load_metadata, load_tensors, read_json, save_tensors, sha256, write_json, write_manifest
-from pipeline.training.checkpoint import list_checkpoints
+from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.tiny import TINY_PRIOR, shapes
 
 IMAGES, TARGETS = shapes()

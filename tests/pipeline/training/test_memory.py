@@ -148,3 +148,34 @@ def test_a_model_larger_than_memory_is_not_loaded(trained: Path, monkeypatch: py
         ResourceError, match=r"loading .*model.safetensors takes about .* of memory, and 1000 bytes are"
     ):
         load(trained)
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "message"),
+    [
+        (
+            "vqvae",
+            ResourceError,
+            r"an image of 65536x65536 pixels, as config.json says, takes about .* bring the config",
+        ),
+        (
+            "prior/0",
+            CheckpointError,
+            r"has learned maps of 65536x65536 codes of 12, and stage 1 makes 2x3 of 12; one con",
+        ),
+    ],
+)
+def test_an_edited_size_is_refused_though_the_weights_fit_it(
+    trained: Path, tmp_path: Path, stage: str, error: type[Exception], message: str
+) -> None:
+    """Convolutions have the same weights for images and maps of any size."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = run / stage / "config.json"
+    content: dict[str, Any] = json.loads(config.read_text())
+    size = 2**16 if stage == "vqvae" else 2**15
+    content["model"] |= {"height": size, "width": size}
+    config.write_text(json.dumps(content))
+    write_manifest(run / stage, list(json.loads((run / stage / "manifest.json").read_text())))
+    with pytest.raises(error, match=message.replace("65536", str(size))):
+        load(run)

@@ -13,9 +13,9 @@ import torch
 from pipeline import CheckpointError, DivergedError, train_prior, train_vqvae
 from pipeline.runs.validation import Metrics, read_validation
 from pipeline.storage import load_tensors, verify
-from pipeline.training.checkpoint import list_checkpoints, optimizer_tensors
-from pipeline.training.optimization import clear_moments
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop.checkpoint import list_checkpoints, optimizer_tensors
+from pipeline.training.loop.optimization import clear_moments
+from pipeline.training.loop.trainer import Trainer
 from tests.pipeline.training.test_training import PowerCutError, assert_same_files, interrupting, last_checkpoint
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
@@ -171,7 +171,7 @@ def test_checkpoints_are_written_every_few_minutes_too(tmp_path: Path, monkeypat
     assert len(list_checkpoints(whole / "checkpoints")) == 1
     clock = iter(np.arange(0.0, 10_000.0, 100.0))  # seconds, at each time that the clock is read
     timed = SimpleNamespace(perf_counter=lambda: float(next(clock)))
-    monkeypatch.setattr("pipeline.training.interval.time", timed)
+    monkeypatch.setattr("pipeline.training.loop.interval.time", timed)
     saved = stage1(tmp_path / "saved", checkpoints=1)
     steps = [int(path.name[-2:]) for path in list_checkpoints(saved / "checkpoints")]
     assert steps == [5, 10, 12]  # 480 s after the beginning, and after the last one

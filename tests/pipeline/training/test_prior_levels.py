@@ -11,7 +11,7 @@ from pipeline import CheckpointError, UsageError, generate, load, train_prior, t
 from pipeline.runs.saved import PriorRun, read_config
 from pipeline.runs.validation import read_validation
 from pipeline.training.launch import resume_command
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop.trainer import Trainer
 from tests.pipeline.training.test_training import PowerCutError, assert_same_files, interrupting
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 

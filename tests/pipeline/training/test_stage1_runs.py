@@ -13,7 +13,7 @@ from pipeline.cli.main import main
 from pipeline.data.splits import load_split
 from pipeline.randomness import Purpose, stream
 from pipeline.runs.validation import Metrics
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 

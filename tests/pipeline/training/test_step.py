@@ -22,8 +22,8 @@ from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics
 from pipeline.training import batches
 from pipeline.training.batches import CodeBatches, ImageBatches
-from pipeline.training.log import Log
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop.log import Log
+from pipeline.training.loop.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 from stage1_vqvae.bottlenecks import VectorQuantizer
 from stage2_prior import PriorConfig, PriorTask, make_prior
@@ -64,7 +64,7 @@ def test_what_was_measured_is_written_before_each_evaluation_and_each_checkpoint
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a run that is cut off and resumed there is a line for every step."""
-    monkeypatch.setattr("pipeline.training.trainer.LOGGED_LINES", 1)
+    monkeypatch.setattr("pipeline.training.loop.trainer.LOGGED_LINES", 1)
     trainer = of_images(tmp_path, steps=12, evaluations=3, checkpoints=2)
     trainer.start()
     trainer.run()

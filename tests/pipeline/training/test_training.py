@@ -22,9 +22,9 @@ from pipeline.runs.validation import Metrics, read_validation
 from pipeline.storage import load_tensors
 from pipeline.training import stage1 as stage1_module
 from pipeline.training.budget import steps_within
-from pipeline.training.checkpoint import list_checkpoints
+from pipeline.training.loop.checkpoint import list_checkpoints
+from pipeline.training.loop.trainer import Trainer
 from pipeline.training.stage2 import unigram_entropy
-from pipeline.training.trainer import Trainer
 from stage1_vqvae.config import applies_to
 from tests.pipeline.worker import KINDS, STAGE_1_KINDS
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae

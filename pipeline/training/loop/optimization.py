@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config.training import TrainingConfig
-from pipeline.training.task import Batch, ReportedT, Task
+from pipeline.training.loop.task import Batch, ReportedT, Task
 
 
 class AdamW(torch.optim.AdamW):

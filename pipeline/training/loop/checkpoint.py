@@ -28,7 +28,7 @@ from pipeline.storage import (
     verify,
     write_json,
 )
-from pipeline.training.optimization import AdamW
+from pipeline.training.loop.optimization import AdamW
 
 _OPTIMIZER, _AVERAGE, STEP_RECORD = "optimizer.safetensors", "average.safetensors", "step.json"
 _ENTRIES = {"step", "exp_avg", "exp_avg_sq"}  # of the optimizer's state of a parameter

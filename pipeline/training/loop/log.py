@@ -16,7 +16,7 @@ from pipeline.errors import DivergedError
 from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, METRICS
 from pipeline.storage import atomic_file, naming
-from pipeline.training.checkpoint import StepRecord
+from pipeline.training.loop.checkpoint import StepRecord
 
 SKIPPED = "skipped"  # a metric of a step: whether it changed nothing, since its loss or gradient was no number
 MOST_SKIPPED = 5  # steps in a row, after which a training stops

@@ -25,7 +25,7 @@ from pipeline.randomness import BatchIndices, Purpose, batch_indices, generator,
 from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, WEIGHTS
 from pipeline.runs.validation import Metrics
-from pipeline.training.checkpoint import (
+from pipeline.training.loop.checkpoint import (
     StepRecord,
     TrainingState,
     best_folder,
@@ -35,9 +35,9 @@ from pipeline.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from pipeline.training.interval import SaveInterval
-from pipeline.training.log import SKIPPED, Log
-from pipeline.training.optimization import (
+from pipeline.training.loop.interval import SaveInterval
+from pipeline.training.loop.log import SKIPPED, Log
+from pipeline.training.loop.optimization import (
     clear_moments,
     clip_gradients,
     make_optimizer,
@@ -45,7 +45,7 @@ from pipeline.training.optimization import (
     take_step,
     unchanged_unless,
 )
-from pipeline.training.task import Batch, ReportedT, Task, TaskOutput, TrainingData
+from pipeline.training.loop.task import Batch, ReportedT, Task, TaskOutput, TrainingData
 
 LOGGED_LINES = 200  # lines of metrics.jsonl over a run, about
 POOLED_BATCHES = 4  # batches that a task may initialise itself from

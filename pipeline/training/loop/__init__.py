@@ -1,0 +1,1 @@
+"""The training loop itself: it knows neither stage, only what `task.py` names."""
