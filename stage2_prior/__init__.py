@@ -16,13 +16,14 @@ from stage2_prior.sampling.completion import (
 from stage2_prior.sampling.draw import Noise, PrefixStepper, SampledCodes, draw
 from stage2_prior.sampling.guidance import GuidedStepper, stepper_of
 from stage2_prior.sampling.levels import SampledLevels, draw_levels
-from stage2_prior.sampling.options import SamplingOptions
+from stage2_prior.sampling.options import GuidanceScale, SamplingOptions, Temperature
 from stage2_prior.sampling.scoring import mixture_bits
 from stage2_prior.task import CodeBatch, PriorTask, PriorTaskOutput, Summary
 
 __all__ = [
     "ClassProposal",
     "CodeBatch",
+    "GuidanceScale",
     "GuidedStepper",
     "Noise",
     "PixelCNN",
@@ -38,6 +39,7 @@ __all__ = [
     "SamplingOptions",
     "Stepper",
     "Summary",
+    "Temperature",
     "choose_candidate",
     "code_nats",
     "draw",

@@ -107,6 +107,11 @@ class PriorConfig:
         return [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
 
     @property
+    def can_be_guided(self) -> bool:
+        """Whether the prior knows images with their class and without, as guidance needs."""
+        return self.num_classes > 0 and self.label_dropout > 0
+
+    @property
     def heads(self) -> int:
         """Attention heads: as configured, or as many as divide the channels into parts of 16 or a little more."""
         divisors = [count for count in range(1, max(1, self.hidden // 16) + 1) if self.hidden % count == 0]

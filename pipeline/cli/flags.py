@@ -65,7 +65,8 @@ def _flag(name: str, field: FieldInfo, hint: object, default: object) -> Decorat
 
 def _click_type(hint: object) -> click.Choice[str | int] | type:
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(part for part in get_args(hint) if part is not type(None))
+        kinds = [part for part in get_args(hint) if part is not type(None)]
+        hint = kinds[0] if len(kinds) == 1 else str  # a number or a word: the dataclass knows which
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))
     assert isinstance(hint, type)

@@ -10,11 +10,13 @@ from pipeline.cli.flags import run_argument, say_result
 from pipeline.data.splits import load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import table
+from pipeline.runs.evaluation import read_evaluation
 from pipeline.runs.layout import CHECKPOINTS, SPLIT, RunFolder, is_finished
-from pipeline.runs.loading import LoadedVQVAE, load_prior, load_vqvae
+from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, load_prior, load_vqvae
 from pipeline.runs.opening import open_run
 from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
+from pipeline.sampling.options import differing_hashes
 from pipeline.training.launch import resume_command
 from pipeline.training.loop.checkpoint import list_checkpoints, step_of
 
@@ -30,9 +32,14 @@ def info_command(run: Path | None) -> None:
     opened = open_run(run, "finished")
     folder, vqvae = opened.folder, load_vqvae(opened, torch.device("cpu"))
     rows = [("run", str(folder.path)), *_vqvae(folder, vqvae)]
+    loaded = []
     for level, prior in enumerate(opened.priors):
-        stage = folder.prior(level)
-        rows += _unfinished(folder, stage) if prior is None else _prior(folder, prior, vqvae.codes_sha256)
+        if prior is None:
+            rows += _unfinished(folder, folder.prior(level))
+        else:  # weights that fit, and belong to this stage 1
+            loaded.append(load_prior(folder, prior, vqvae.codes_sha256, torch.device("cpu")))
+            rows += _prior(folder, prior)
+    rows += _evaluation(folder, vqvae, loaded)
     samples = sorted(path.name for path in folder.samples.glob("[!.]*"))
     say_result(table([*rows, ("samples", ", ".join(samples) or "none")]))
 
@@ -52,14 +59,24 @@ def _vqvae(folder: RunFolder, loaded: LoadedVQVAE) -> list[tuple[str, str]]:
     ]
 
 
-def _prior(folder: RunFolder, prior: PriorRun, codes_sha256: str) -> list[tuple[str, str]]:
-    load_prior(folder, prior, codes_sha256, torch.device("cpu"))  # weights that fit, and belong to this stage 1
+def _prior(folder: RunFolder, prior: PriorRun) -> list[tuple[str, str]]:
     reached = read_validation(folder.prior(prior.level))
     steps = f"{reached.steps_done:,} steps of {prior.training.batch_size} maps, verified"
     return [
         (f"prior/{prior.level}", f"{network_in_words(prior.model)}, {steps}"),
         ("  validation", reached.metrics.brief()),
+        *([] if prior.guidance == 1 else [("  guidance", f"{prior.guidance:g} by default")]),
     ]
+
+
+def _evaluation(folder: RunFolder, vqvae: LoadedVQVAE, priors: list[LoadedPrior]) -> list[tuple[str, str]]:
+    """What `gen sample --guidance best` draws with, where there is an evaluation."""
+    evaluation = read_evaluation(folder)
+    if evaluation is None:
+        return []
+    chosen = "no setting chosen" if evaluation.chosen is None else f"best with {evaluation.chosen.setting}"
+    differing = differing_hashes(evaluation, vqvae, priors)
+    return [("evaluation", f"of another model: {'; '.join(differing)}" if differing else chosen)]
 
 
 def _unfinished(folder: RunFolder, stage: Path) -> list[tuple[str, str]]:

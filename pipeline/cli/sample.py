@@ -64,7 +64,7 @@ def sample_command(
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
     model = loaded(run, "samples", device, config.precision)
     reporter = reporter_for_command(quiet)
-    reporter.say(_task(model, config, sampling, files, label))
+    reporter.say(_task(model, config, model.resolve(sampling), files, label))
     done = generate_files(model, label=label, out=out, reporter=reporter, **options)
     there = done.n - done.new
     wrote = f"wrote {done.new:,} images into {done.folder}{f', where {there:,} were already' if there else ''}"

@@ -108,8 +108,8 @@ class PriorArguments(TrainingArguments, total=False):
 class SamplingArguments(TypedDict, total=False):
     """SamplingOptions."""
 
-    guidance: float
-    temperature: float
+    guidance: float | Literal["best"] | None
+    temperature: float | None
     top_k: int | None
     top_p: float | None
 

@@ -46,10 +46,11 @@ def _vqvae(config: VQVAERun) -> dict[str, str]:
 
 def _prior(config: PriorRun) -> dict[str, str]:
     model, training = config.model, config.training
-    return {
+    rows = {
         "network": f"{network_in_words(model)}, {model.layers} layers of {model.hidden} channels",
         "training": f"{training.steps:,} steps of {training.batch_size} maps at most, seed {training.seed}",
     }
+    return rows if config.guidance == 1 else rows | {"guidance": f"{config.guidance:g} by default"}
 
 
 def _validation(stage: Path) -> dict[str, str]:

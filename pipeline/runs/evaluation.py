@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.runs.layout import RunFolder
 from pipeline.storage import FORMAT_VERSION, check_format, read_json, validated, write_json
+from stage2_prior import GuidanceScale, Temperature
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -26,8 +27,8 @@ class Figure:
 class Setting:
     """How samples were drawn."""
 
-    guidance: float
-    temperature: float
+    guidance: GuidanceScale
+    temperature: Temperature
 
     def __str__(self) -> str:
         return f"guidance {self.guidance:g}, temperature {self.temperature:g}"

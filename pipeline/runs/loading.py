@@ -1,6 +1,7 @@
 """The networks of an opened run, ready for use, with the hashes that say what belongs together."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -79,6 +80,12 @@ def load_prior(folder: RunFolder, config: PriorRun, codes_sha256: str, device: t
     network = _filled(lambda: make_prior(config.model), folder.prior(config.level) / WEIGHTS)
     sha256 = tensors_sha256(network.state_dict())
     return LoadedPrior(_ready(network, device), config, sha256)
+
+
+def priors_sha256(priors: Sequence[LoadedPrior]) -> str:
+    """The hash of the tensors of all priors of a run; empty where there is none."""
+    hashes = [prior.sha256 for prior in priors]
+    return "".join(hashes) if len(hashes) < 2 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def check_codes(folder: RunFolder, prior: PriorRun, codes_sha256: str) -> None:

@@ -12,7 +12,7 @@ from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.runs.layout import CONFIG
 from pipeline.storage import FORMAT_VERSION, JsonObject, check_format, read_json, validated
 from stage1_vqvae import VQVAEConfig
-from stage2_prior import PriorConfig
+from stage2_prior import GuidanceScale, PriorConfig
 
 # Continuous bottlenecks that hold codes to N(0, I), so that new codes can be drawn from it.
 SAMPLED_FROM_NORMAL = ("gaussian", "mmd")
@@ -34,7 +34,11 @@ class VQVAERun:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PriorRun:
-    """config.json of stage 2 of a level, with the hash of what decides the meaning of its codes."""
+    """config.json of stage 2 of a level, with the hash of what decides the meaning of its codes.
+
+    `guidance` is what samples are drawn with where none is given; of several levels the first one's counts. It was
+    resolved when the training began, so that a seed keeps its pictures; folders from before there was one have 1.
+    """
 
     format_version: Literal[4] = FORMAT_VERSION
     kind: Literal["prior"] = "prior"
@@ -45,6 +49,7 @@ class PriorRun:
     codes_sha256: str
     class_names: tuple[str, ...]
     class_weights: tuple[float, ...]
+    guidance: GuidanceScale = 1.0
 
 
 Saved = TypeVar("Saved", VQVAERun, PriorRun)

@@ -57,11 +57,11 @@ def complete(
     raster order, each given all codes before it, kept or drawn; it cannot look ahead: what is kept below or to the
     right of a drawn code stays as it is, and did not influence it. With several `candidates` it does: of so many draws
     one is chosen, each in proportion to the probability of the codes kept after it (sampling importance resampling,
-    Rubin 1987), which approaches p(rest | kept) as they grow in number, at temperature 1. Without `label` the class is
-    drawn in proportion to the probability of the kept codes, where the others are those of the image extended over what
-    is not kept (a tenth of several candidates that are drawn before kept codes is of any class). Of several levels the
-    coarsest is drawn whole before the next: kept codes of a fine level influence a coarse one through `candidates`
-    alone, and are decoded together with it. Images are decoded from codes, kept pixels too.
+    Rubin 1987), which approaches p(rest | kept) as they grow in number, at guidance and temperature 1. Without `label`
+    the class is drawn in proportion to the probability of the kept codes, where the others are those of the image
+    extended over what is not kept (a tenth of several candidates that are drawn before kept codes is of any class). Of
+    several levels the coarsest is drawn whole before the next: kept codes of a fine level influence a coarse one
+    through `candidates` alone, and are decoded together with it. Images are decoded from codes, kept pixels too.
 
     `run`: a folder, a loaded run, or by default the newest. `options` are the fields of CompleteConfig and
     SamplingOptions. Raises UsageError, CheckpointError, and ResourceError for more than memory holds.

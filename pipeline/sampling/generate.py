@@ -58,12 +58,12 @@ def generate(
     Image i depends on the run, the seed, i and the class alone: not on n, the batch size or the number of
     processes, which divide the work when launched by accelerate. `label`: a class by name or number, or several,
     drawn in turn, or "balanced" for all; without it classes are drawn in the training data's proportions. `options`
-    are the fields of SampleConfig and SamplingOptions. Raises UsageError with all bad arguments at once, and
-    CheckpointError.
+    are the fields of SampleConfig and SamplingOptions; without `guidance` the run's own is used, and "best" is what
+    `gen evaluate` chose. Raises UsageError with all bad arguments at once, and CheckpointError.
     """
     config, sampling = build({"n": n, **options}, SampleConfig, SamplingOptions)
     accelerator = processes.start()
-    model = _loaded_alike(run, device, options.get("precision"), accelerator)
+    model, sampling = _loaded_alike(run, device, options.get("precision"), sampling, accelerator)
     return model.sample(
         config.n,
         seed=config.seed,
@@ -79,17 +79,27 @@ def _loaded_alike(
     run: str | Path | Model | None,
     device: str | torch.device | None,
     precision: FloatPrecision | None,
+    sampling: SamplingOptions,
     accelerator: Accelerator,
-) -> Model:
-    """The same run on every process. Raises what `loaded` raises, and UsageError where processes see different runs."""
+) -> tuple[Model, SamplingOptions]:
+    """The same run on every process, and the options with the numbers that this run has for those not given.
 
-    def hashes(model: Model) -> str:
-        return " ".join([model.vqvae.codes_sha256, model.vqvae.decoder_sha256, *(p.sha256 for p in model.priors)])
+    Raises what `loaded` and `Model.resolve` raise, and UsageError where processes see different runs.
+    """
+
+    def load_and_resolve() -> tuple[Model, SamplingOptions]:
+        model = loaded(run, "samples", device, precision)
+        return model, model.resolve(sampling)
+
+    def in_words(found: tuple[Model, SamplingOptions]) -> str:
+        model, resolved = found
+        hashes = [model.vqvae.codes_sha256, model.vqvae.decoder_sha256, *(p.sha256 for p in model.priors)]
+        return " ".join([*hashes, repr(resolved)])
 
     return processes.alike(
         accelerator,
-        lambda: loaded(run, "samples", device, precision),
-        hashes,
+        load_and_resolve,
+        in_words,
         f"the run {'to sample from' if run is None else run!s:.200}",
     )
 
@@ -122,7 +132,7 @@ def generate_files(
     check_paths(out=out)
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
     accelerator = processes.start()
-    model = _loaded_alike(run, device, options.get("precision"), accelerator)
+    model, sampling = _loaded_alike(run, device, options.get("precision"), sampling, accelerator)
     sampler = model.sampler(seed=config.seed, label=label, options=sampling)
     folder = Path(out) if out else samples_folder(model.run.folder, config.seed, label)
     say = reporter or Silent()

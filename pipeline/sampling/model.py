@@ -22,6 +22,7 @@ from pipeline.runs.opening import Needed, Run, open_run
 from pipeline.runs.saved import codes_in_words, images_in_words
 from pipeline.sampling.inputs import Images, batch_of, check_codes, check_images
 from pipeline.sampling.labels import Label
+from pipeline.sampling.options import resolve
 from pipeline.sampling.samplers import CodeSampler, LatentSampler, Sampler
 from pipeline.sampling.samples import Samples, join
 from stage1_vqvae import Codes
@@ -98,18 +99,24 @@ class Model:
     def sampler(self, *, seed: int = 0, label: Label = None, options: SamplingOptions | None = None) -> Sampler:
         """What draws images of a seed and a class (by default the classes of the training data, in proportion).
 
-        Raises UsageError for a bad seed, for options that are no SamplingOptions, for a class that does not exist, and
-        where codes are numbers for what has no meaning there; CheckpointError when there is nothing to draw from.
+        Raises UsageError for a bad seed, for options that are no SamplingOptions, for a class that does not exist, for
+        guidance "best" of a model that was not evaluated, and where codes are numbers for what has no meaning there;
+        CheckpointError when there is nothing to draw from.
         """
         options = SamplingOptions() if options is None else options
         if not isinstance(options, SamplingOptions):
             raise UsageError(f"options are SamplingOptions(temperature=0.9, ...); got {type(options).__name__}")
         seed = build({"seed": seed}, SampleConfig)[0].seed
         if not self.vqvae.config.model.is_discrete:
-            return LatentSampler(self.vqvae, self.decode, seed, options, label)
+            return LatentSampler(self.vqvae, self.decode, seed, self.resolve(options), label)
         if not self.priors:
             raise CheckpointError("this run has no finished prior to sample from; train one with `gen train-prior`")
-        return CodeSampler(self.vqvae, self.decode, seed, options, label, self.priors)
+        return CodeSampler(self.vqvae, self.decode, seed, self.resolve(options), label, self.priors)
+
+    def resolve(self, options: SamplingOptions) -> SamplingOptions:
+        """The options with numbers for the guidance and the temperature: where none is given the default of this run,
+        for "best" those that `gen evaluate` chose. Raises UsageError, CheckpointError where there are none."""
+        return resolve(options, self.run.folder, self.vqvae, self.priors)
 
     def sample(
         self,

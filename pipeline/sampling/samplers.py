@@ -4,7 +4,6 @@ Which process draws an image, and in which batch, is a matter of speed alone: th
 the seed and the image's index.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pipeline.data.code_maps import code_dtype
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.randomness import Purpose, stream
 from pipeline.resources import check_memory, free_memory
-from pipeline.runs.loading import LoadedPrior, LoadedVQVAE
+from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, priors_sha256
 from pipeline.runs.opening import check_latents
 from pipeline.sampling.labels import Label, check_label, in_words, labels_of
 from pipeline.sampling.matmul import fast_products
@@ -33,7 +32,8 @@ _IMAGE_COPIES = 12  # in float32 while an image is decoded, then in bytes while 
 
 @dataclass
 class Sampler(ABC):
-    """Draws images of one seed by their indices. `decode` turns codes into images, in batches that fit the device."""
+    """Draws images of one seed by their indices. `decode` turns codes into images, in batches that fit the device;
+    guidance and temperature of `options` are numbers (see Model.resolve)."""
 
     vqvae: LoadedVQVAE
     decode: Callable[[Codes], UInt8[Tensor, "n c h w"]]
@@ -104,10 +104,11 @@ class LatentSampler(Sampler):
 
     def sample(self, image_indices: Int[np.ndarray, "n"]) -> Samples:
         """These images of the seed."""
-        config = self.vqvae.config.model
+        config, temperature = self.vqvae.config.model, self.options.temperature
+        assert temperature is not None
         shape = (config.code_dim, *config.grids[0])
         normal = [stream(self.seed, Purpose.LATENTS, int(index)).standard_normal(shape) for index in image_indices]
-        latents = (torch.from_numpy(self.options.temperature * np.stack(normal)).float(),)
+        latents = (torch.from_numpy(temperature * np.stack(normal)).float(),)
         return Samples(self.decode(latents), latents, None, (), self.vqvae.codes_sha256)
 
     def drawing_bytes(self) -> int:
@@ -159,8 +160,7 @@ class CodeSampler(Sampler):
     @property
     def prior_sha256(self) -> str:
         """The hash of the priors' tensors."""
-        hashes = [prior.sha256 for prior in self.priors]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return priors_sha256(self.priors)
 
     @property
     def classes_in_words(self) -> str | None:
@@ -175,4 +175,6 @@ class CodeSampler(Sampler):
 
     @stage_errors_as_usage()
     def _make_steppers(self, n: int) -> list[Stepper]:
-        return [stepper_of(prior.network, n, self.options.guidance) for prior in self.priors]
+        guidance = self.options.guidance
+        assert isinstance(guidance, float)
+        return [stepper_of(prior.network, n, guidance) for prior in self.priors]

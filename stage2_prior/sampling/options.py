@@ -1,8 +1,10 @@
 """How the distribution of a code is sharpened before a draw."""
 
+from typing import Annotated, Literal
+
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -10,25 +12,27 @@ from torch import Tensor
 _SMALLEST, _LARGEST = 1e-6, 1e6
 _MOST_CODES = 2**31 - 1
 
+GuidanceScale = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class SamplingOptions:
-    """How logits are sharpened before a draw. The defaults draw from the distribution that the prior has learned.
+    """How logits are sharpened before a draw.
 
-    `guidance` acts on pairs of logits, in GuidedStepper; `sharpen` does the rest.
+    `guidance` acts on pairs of logits, in GuidedStepper, which takes a number; `sharpen` does the rest. None and "best"
+    stand for numbers that whoever makes the stepper knows: the default of a trained prior, and for "best" the guidance
+    and the temperature that were measured to be best for it.
     """
 
-    guidance: float = Field(
-        default=1.0,
-        ge=0,
-        le=_LARGEST,
-        description="Scale of classifier-free guidance: above 1, images show their class more clearly and vary less.",
+    guidance: float | Literal["best"] | None = Field(
+        default=None,
+        description="Scale of classifier-free guidance: above 1, images show their class more clearly and vary less; "
+        "best: the guidance and the temperature that `gen evaluate` chose [default: the run's own].",
     )
-    temperature: float = Field(
-        default=1.0,
-        ge=_SMALLEST,
-        le=_LARGEST,
-        description="Divides the logits; below 1, codes are more probable and vary less.",
+    temperature: Temperature | None = Field(
+        default=None,
+        description="Divides the logits; below 1, codes are more probable and vary less [default: 1].",
     )
     top_k: int | None = Field(
         default=None, ge=1, le=_MOST_CODES, description="Draw from the k most probable codes only."
@@ -37,9 +41,31 @@ class SamplingOptions:
         default=None, ge=_SMALLEST, le=1, description="Draw from the fewest codes whose probabilities sum to p."
     )
 
+    @field_validator("guidance", mode="plain")
+    @classmethod
+    def _is_a_number_or_best(cls, value: object) -> object:
+        """In place of pydantic's check of a union, which complains once for each of its members."""
+        if value is None or (isinstance(value, str) and value == "best"):
+            return value
+        try:
+            return TypeAdapter(GuidanceScale).validate_python(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] in ("float_parsing", "float_type"):
+                raise ValueError(f"--guidance takes a number or best; got {value!r:.60}") from None
+            raise
+
+    @model_validator(mode="after")
+    def _has_one_temperature(self) -> "SamplingOptions":
+        if self.guidance == "best" and self.temperature is not None:
+            raise ValueError(
+                f"--guidance best has a temperature of its own; leave --temperature {self.temperature:g} out, or give "
+                "both as numbers"
+            )
+        return self
+
     def sharpen(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Logits of the sharpened distribution; excluded codes have -inf. Temperature first, then top-k, then top-p."""
-        if self.temperature != 1:
+        if self.temperature is not None and self.temperature != 1:
             logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
             logits = keep_top_k(logits, self.top_k)

@@ -64,11 +64,16 @@ def test_temperature_comes_first_then_top_k_then_top_p() -> None:
 def test_temperature_divides_the_logits() -> None:
     logits = torch.randn(3, 5, dtype=torch.float64)
     torch.testing.assert_close(SamplingOptions(temperature=0.5).sharpen(logits), 2 * logits)
+    for one in (SamplingOptions(), SamplingOptions(temperature=1), SamplingOptions(guidance="best")):
+        assert torch.equal(one.sharpen(logits), logits)
 
 
 @pytest.mark.parametrize(
     ("name", "make"),
     [
+        ("guidance", lambda: SamplingOptions(guidance=-1.0)),
+        ("guidance takes a number or best", lambda: SamplingOptions(guidance="bets")),  # type: ignore[arg-type]
+        ("guidance best has a temperature", lambda: SamplingOptions(guidance="best", temperature=0.9)),
         ("temperature", lambda: SamplingOptions(temperature=0.0)),
         ("top_k", lambda: SamplingOptions(top_k=0)),
         ("top_p", lambda: SamplingOptions(top_p=0.0)),

@@ -56,6 +56,7 @@ generate_files("runs/photos", n=1_000, format="zip", batch_size=None)
 model = load("runs/photos", device="cpu", precision="float64")
 score(model, images).bits
 complete(model, images[0], "top:0.5", n=8, candidates=2).images
+generate("runs/photos", 16, guidance="best", top_k=50).images
 compare(out="compared", bottlenecks=["vq", "fsq"], steps=3)
 """
 
@@ -64,6 +65,7 @@ WRONG = {
     'train_vqvae(bottleneck="vqq")': "incompatible type",
     'train_prior("run", halvings=2)': 'Unexpected keyword argument "halvings"',
     'train_prior("run", hidden="wide")': "incompatible type",
+    'generate("run", 3, guidance="bets")': "incompatible type",
     'generate("run", 3, temprature=2)': 'Unexpected keyword argument "temprature"',
     'generate_files("run", format="jpg")': "incompatible type",
     'complete("run", images[0], "top:0.5", candidate=2)': 'Unexpected keyword argument "candidate"',

@@ -74,6 +74,20 @@ def test_the_stored_run_loads_samples_and_reconstructs() -> None:
     assert len(generate(STORED / "run", 2, guidance=2.0)) == 2
 
 
+def test_a_prior_from_before_there_was_a_default_guidance_keeps_guidance_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.training.levels.DEFAULT_GUIDANCE", 30.0)
+    run, expected = copy(tmp_path), load_tensors(STORED / "expected.safetensors")
+    assert "guidance" not in read_json(run / "prior" / "0" / "config.json")
+    for guidance in (None, 1.0):
+        samples = generate(run, 4, seed=3, precision="float64", guidance=guidance)
+        assert torch.equal(samples.codes[0], expected["codes"])
+    train_prior(run, resume="auto", steps=14)
+    assert read_json(run / "prior" / "0" / "config.json")["guidance"] == 1
+    assert load(run).sampler().options.guidance == 1
+
+
 def test_the_stored_codes_and_samples_go_on(tmp_path: Path) -> None:
     run = copy(tmp_path)
     index = read_index(run / "codes")
