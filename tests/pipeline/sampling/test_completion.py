@@ -15,6 +15,7 @@ from pipeline.sampling.model import Model
 from pipeline.sampling.samplers import CodeSampler
 from stage2_prior import (
     ClassProposal,
+    SamplingOptions,
     choose_candidate,
     code_nats,
     draw_classes,
@@ -22,6 +23,8 @@ from stage2_prior import (
     propose_classes,
 )
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
+
+LEARNED = SamplingOptions(guidance=1.0)  # the distribution that the prior has learned, whatever its default
 
 IMAGES, TARGETS = shapes()
 
@@ -128,7 +131,7 @@ def test_without_a_class_it_follows_from_what_is_kept(learned: Model) -> None:
     mask = kept_side("right:0.67", (8, 12))
     guessed = learned.encode(extended(IMAGES[0], mask)[None])
     part = Part(mask, known_codes(mask, guessed), guessed)
-    sampler, codes, known = learned.sampler(seed=0), guessed[0].long(), part.known[0][0] >= 0
+    sampler, codes, known = learned.sampler(seed=0, options=LEARNED), guessed[0].long(), part.known[0][0] >= 0
     assert isinstance(sampler, CodeSampler) and known.tolist() == [[False, True, True]] * 2
     logits = [learned.priors[0].network(codes, torch.tensor([c])).log_softmax(1)[0].permute(1, 2, 0) for c in (0, 1)]
     expected = [-float(x.gather(2, codes[0][:, :, None])[known[:, :, None]].sum()) for x in logits]
@@ -146,7 +149,7 @@ def test_without_a_class_it_follows_from_what_is_kept(learned: Model) -> None:
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_of_many_candidates_the_chosen_follow_the_law_of_the_rest_given_what_is_kept(learned: Model, kept: int) -> None:
-    sampler, (part, law), n, candidates = learned.sampler(seed=0), undecided(learned, kept), 1000, 50
+    sampler, (part, law), n, candidates = learned.sampler(seed=0, options=LEARNED), undecided(learned, kept), 1000, 50
     assert isinstance(sampler, CodeSampler)
     codes, weights = _candidates(sampler, part, n, candidates)
     drawn = (codes[0][:, 1 - kept].long() @ torch.tensor([25, 5, 1])).reshape(n, candidates)
@@ -205,7 +208,7 @@ def weights_by_hand(model: Model, part: Part, codes: Tensor, seed: int) -> tuple
 @pytest.mark.parametrize("kept", [0, 1])
 def test_a_candidates_weight_counts_its_class_once(learned: Model, kept: int) -> None:
     part, _ = undecided(learned, kept)
-    sampler = learned.sampler(seed=4)
+    sampler = learned.sampler(seed=4, options=LEARNED)
     assert isinstance(sampler, CodeSampler)
     codes, weights = _candidates(sampler, part, 5, 8)
     expected, q = weights_by_hand(learned, part, codes[0], 4)
@@ -219,7 +222,7 @@ def test_a_candidates_weight_counts_its_class_once(learned: Model, kept: int) ->
 
 def test_with_a_class_the_weight_is_the_probability_of_what_is_kept(learned: Model) -> None:
     part, _ = undecided(learned, 1)
-    sampler = learned.sampler(seed=4, label=1)
+    sampler = learned.sampler(seed=4, label=1, options=LEARNED)
     assert isinstance(sampler, CodeSampler)
     codes, weights = _candidates(sampler, part, 2, 4)
     nats = code_nats(learned.priors[0].network, codes[0].long(), torch.ones(8, dtype=torch.int64)).detach().double()
@@ -271,7 +274,7 @@ def test_candidates_are_the_same_however_many_are_drawn_at_a_time(
     learned: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part, _ = undecided(learned, 1)
-    sampler = learned.sampler(seed=4)
+    sampler = learned.sampler(seed=4, options=LEARNED)
     assert isinstance(sampler, CodeSampler)
     [codes], weights = _candidates(sampler, part, 5, 4)
     monkeypatch.setattr(CodeSampler, "batch_size", lambda _self, _wanted: 3)

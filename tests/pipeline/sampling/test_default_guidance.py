@@ -60,7 +60,7 @@ def test_a_new_prior_with_classes_saves_the_default_of_its_day(
     monkeypatch.setattr(DEFAULT, 5.0)
     assert saved_guidance(run) == 30
     assert torch.equal(codes(run), codes(run, guidance=30.0))
-    assert torch.equal(codes(run, guidance=1.0), codes(trained)), "the same prior, from the day of guidance 1"
+    assert torch.equal(codes(run, guidance=1.0), codes(trained, guidance=1.0)), "but for the default the same prior"
     assert not torch.equal(codes(run), codes(run, guidance=1.0))
     assert torch.equal(load(run, precision="float64").sample(8, label=1).codes[0], codes(run))
     completed, guided = (complete(run, IMAGES[0], "top:0.5", guidance=scale).codes[0] for scale in (None, 30.0))
@@ -175,10 +175,11 @@ def test_a_request_has_the_numbers_and_is_not_that_of_another_best(run: Path) ->
 
 
 def test_a_request_without_guidance_has_the_default(trained: Path) -> None:
-    assert "guidance 1.0, temperature 1.0" in succeeds("sample", trained, "--n", 2, "--out", "new")
+    own = saved_guidance(trained)
+    assert f"guidance {own}, temperature 1.0" in succeeds("sample", trained, "--n", 2, "--out", "new")
     request = json.loads(Path("new/request.json").read_text())
-    assert (request["guidance"], request["temperature"]) == (1, 1)
-    assert "already holds all 2" in succeeds("sample", trained, "--n", 2, "--guidance", 1, "--out", "new")
+    assert (request["guidance"], request["temperature"]) == (own, 1)
+    assert "already holds all 2" in succeeds("sample", trained, "--n", 2, "--guidance", own, "--out", "new")
 
 
 MEASURE = r"run `gen evaluate \S+ --guidance 1,1.5,2,3`"
