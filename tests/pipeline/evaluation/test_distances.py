@@ -10,8 +10,11 @@ from pipeline.evaluation.distances import (
     frechet_distance_of_gaussians,
     jackknife,
     kernel_distance,
+    kernel_figure,
     manifold,
+    manifold_figures,
 )
+from pipeline.runs.evaluation import Figure
 
 
 def draws(seed: int, n: int, width: int, scale: float = 1.0) -> np.ndarray:
@@ -222,3 +225,32 @@ def test_the_error_of_frechet_distance_is_about_its_spread() -> None:
         spread = np.std([figures[name].value for figures in found], ddof=1)
         errors = [float(figures[name].error or 0) for figures in found]
         assert 0.5 < np.sqrt(np.mean(np.square(errors))) / spread < 2
+
+
+@pytest.mark.parametrize(("n", "m", "groups"), [(90, 61, 10), (61, 90, 7), (12, 9, 10), (40, 40, 2), (3, 3, 10)])
+def test_errors_from_each_pair_once_are_those_of_the_jackknife(
+    monkeypatch: pytest.MonkeyPatch, n: int, m: int, groups: int
+) -> None:
+    monkeypatch.setattr(distances, "_BLOCK", 300)  # several blocks
+    real, samples = draws(0, n, 3), draws(1, m, 3) + 1
+    for k in (1, 5):
+        expected = jackknife(lambda a, b: manifold(a, b, k)._asdict(), real, samples, groups)  # noqa: B023 - used at once
+        assert_figures(manifold_figures(real, samples, k, groups), expected)
+    expected = jackknife(lambda a, b: {"kernel": kernel_distance(a, b)}, real, samples, groups)
+    assert_figures({"kernel": kernel_figure(real, samples, groups)}, expected)
+
+
+def assert_figures(found: dict[str, Figure], expected: dict[str, Figure]) -> None:
+    assert found.keys() == expected.keys()
+    for name, figure in found.items():
+        assert figure.value == pytest.approx(expected[name].value, rel=1e-9)
+        assert figure.error is not None and figure.error == pytest.approx(expected[name].error, rel=1e-6, abs=1e-12)
+
+
+def test_neighbours_of_one_group_are_replaced_by_the_next() -> None:
+    """Copies in one group of every element: without the group all of the nearest neighbours known are gone."""
+    few = draws(0, 20, 3)
+    real = np.repeat(few, 2, axis=0)  # an element in an even place, and its copy in the odd one after it
+    real[1::2] = few[:1] + 1e-3 * draws(1, 20, 3)  # but all those in odd places are one crowd
+    expected = jackknife(lambda a, b: manifold(a, b)._asdict(), real, draws(2, 40, 3), 2)
+    assert_figures(manifold_figures(real, draws(2, 40, 3), groups=2), expected)
