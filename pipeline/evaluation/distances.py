@@ -159,8 +159,7 @@ def _manifolds(
             inside = (distances[i, j] < real_radii[way, start + i]) & (j % groups != left_out)
             balls[way] += np.bincount(j[inside], minlength=m)
             covered[way, start + i[inside]] = True
-            inside = (distances[p, q] < sample_radii[way, q]) & ((start + p) % groups != left_out)
-            recalled[way, start + p[inside]] = True
+            recalled[way, start + p[distances[p, q] < sample_radii[way, q]]] = True
         start = rows.stop
     return [
         _manifold_without(left_out, groups, neighbours, *way)
@@ -203,8 +202,6 @@ def _squared_radii(features: Float[np.ndarray, "n d"], neighbours: int, groups: 
     for way, left_out in enumerate(ways):
         kept = group != left_out
         k = min(neighbours, int(kept.sum()) - 1)
-        if k < 1:
-            continue
         reached = kept[nearest].cumsum(1) >= k
         radius = np.take_along_axis(distances, reached.argmax(1)[:, None], 1)[:, 0]
         far = kept & ~reached[:, -1]
