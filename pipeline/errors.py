@@ -34,6 +34,10 @@ class CheckpointError(GenError):
     exit_code = 4
 
 
+class WeightsUnavailableError(CheckpointError):
+    """A published network, which some figures are measured with, that cannot be downloaded or is damaged."""
+
+
 class DivergedError(GenError):
     """The loss is no longer a number."""
 
