@@ -19,7 +19,7 @@ from pipeline.training.launch import seeded_weights
 
 RECIPE = 1  # one more whenever the networks or their training change: judges trained before are others
 WAYS = 4  # that an image without a class is turned
-_BATCH = 128
+_BATCH, _SMALL_BATCH = 128, 16
 _EPOCHS = 10
 _MOST_STEPS = 1400
 _FEWEST_STEPS = 300  # but for sets so small that so many steps would learn them by heart
@@ -48,8 +48,8 @@ class Examples:
 
 
 def batch_size_for(n: int) -> int:
-    """Images a step, of n: at least two, which batch normalisation takes."""
-    return max(2, min(_BATCH, n // 4))
+    """Images a step, of n: fewer of few, but never one, which batch normalisation cannot do with."""
+    return max(2, min(_BATCH, max(_SMALL_BATCH, n // 16), n))
 
 
 def steps_for(n: int) -> int:
