@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from pipeline import DataError
@@ -20,6 +21,7 @@ from pipeline.evaluation import judge_training
 from pipeline.evaluation.judge import Judge, accuracy_of_training_on, judge_of
 from pipeline.evaluation.judge_networks import FEATURES, JudgeNetwork, Number
 from pipeline.evaluation.judge_training import batch_size_for, learning_rate, steps_for, turned
+from pipeline.randomness import batch_indices
 from pipeline.reporting import Silent
 from pipeline.storage import save_tensors, tensors_sha256, write_manifest
 from tests.tiny import shapes
@@ -119,11 +121,12 @@ def test_a_judge_is_trained_once_for_each_data_set_split_number_and_flip() -> No
     assert same_tensors(kept, first)
     np.testing.assert_array_equal(kept.features(images.images), first.features(images.images))
     others = [
-        judge(images, FEW[1:], noted=noted),
+        judge(images, FEW + 1, noted=noted),
         judge(images, FEW, number=2, noted=noted),
         judge(replace(images, fingerprint="other"), FEW, noted=noted),
         judge_of(images, FEW, flip=True, reporter=noted, device=CPU),
     ]
+    assert not same_tensors(others[-1], first), "it learned from mirrored images too"
     assert len(noted.trained) == len(cache.judges()) == len({other.sha256 for other in [first, *others]}) == 5
     judge(images, FEW, number=2, noted=noted)
     assert len(noted.trained) == 5
@@ -215,15 +218,17 @@ def test_training_on_real_images_scores_what_the_judge_scores(judges: dict[Numbe
     assert 0 < right.mean() < 1
 
 
-def test_noise_teaches_nothing(judges: dict[Number, Judge]) -> None:
-    images = image_set(200)
-    assert images.labels is not None
-    noise = np.random.default_rng(0).integers(0, 256, (48, 1, 8, 8), np.uint8)
-    right = accuracy_of_training_on(
-        noise, images.labels[:48], images.images, images.labels, num_classes=2, number=2, flip=False, device=CPU
+def test_noise_teaches_nothing_and_images_much() -> None:
+    digits = load_digits()
+    images, labels = (15 * digits.images[:, None]).astype(np.uint8), digits.target
+    noise = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8)
+    of_noise, of_images = (
+        accuracy_of_training_on(
+            few, labels[:60], images[60:460], labels[60:460], num_classes=10, number=2, flip=False, device=CPU
+        ).mean()
+        for few in (noise, images[:60])
     )
-    assert 0.2 < right.mean() < 0.8
-    assert judges[2].is_right(images.images, images.labels).mean() > 0.95
+    assert of_noise < 0.25 and of_images > 0.6, "of ten classes"
 
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 12)])
@@ -270,14 +275,14 @@ def test_every_pixel_has_an_effect(shape: tuple[int, int, int], number: Number) 
     network = JudgeNetwork(number, shape, 2).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.MaxPool2d):  # each input of which may be the largest
-            module.forward = partial(F.avg_pool2d, kernel_size=module.stride, ceil_mode=True)  # type: ignore[method-assign]
+            module.forward = partial(F.avg_pool2d, kernel_size=module.stride, ceil_mode=module.ceil_mode)  # type: ignore[method-assign]
     images = torch.zeros(1, *shape, requires_grad=True)
     (seen,) = torch.autograd.grad(network.features(images).square().sum(), images)
     assert (seen != 0).float().mean() > 0.99 and (seen[..., -1] != 0).any() and (seen[..., -1, :] != 0).any()
 
 
 def test_few_images_are_enough_and_none_is_refused() -> None:
-    images = image_set(6)
+    images = image_set(6, (4, 4))  # whose last feature maps have one position
     assert np.isfinite(judge(images, np.array([0, 1])).features(images.images)).all()
     assert np.isfinite(judge(images, np.array([3])).features(images.images)).all()
     with pytest.raises(DataError, match="a judge is trained on 1 image at least; got 0"):
@@ -298,6 +303,30 @@ def test_training_leaves_random_numbers_settings_and_images_as_they_were() -> No
     assert str(np.random.get_state()) == numpy_before
     assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == (threads, exact)
     np.testing.assert_array_equal(images.images, pixels)
+
+
+def test_each_image_is_moved_by_pixels_of_its_own() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 8), np.uint8)
+    moved = judge_training._moved(images, np.random.default_rng(1))
+    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (1, 1)), "reflect")
+    found = set()
+    for image, candidates in zip(moved, padded, strict=True):
+        views = np.lib.stride_tricks.sliding_window_view(candidates, image.shape)[0]
+        [(top, left)] = np.argwhere((views == image).all((2, 3, 4)))
+        found.add((int(top), int(left)))
+    assert len(found) > 10 and {top for top, _ in found} == set(range(5)) and {left for _, left in found} == {0, 1, 2}
+
+
+def test_a_step_learns_from_moved_and_mirrored_images() -> None:
+    images, labels = shapes(40, (8, 8))
+    examples = judge_training.Examples(images, np.arange(40), labels, 2, True)
+    pixels, learned = judge_training._batch(examples, 0, 0)
+    items = batch_indices(0, 0, batch_size_for(40), 40).items
+    np.testing.assert_array_equal(learned.numpy(), labels[items])
+    plain, _ = judge_training._batch(replace(examples, flip=False), 0, 0)
+    assert (plain != torch.from_numpy(images[items])).any(), "moved"
+    mirrored = (pixels != plain).flatten(1).any(1)
+    assert 0 < mirrored.sum() < len(mirrored)
 
 
 def test_steps_follow_from_the_number_of_images() -> None:
