@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     SHIFT = 9
     CANDIDATES = 10
     SHOWN = 11
+    JUDGE = 12
 
 
 def number(seed: int, purpose: Purpose, *index: int) -> int:

@@ -1,4 +1,4 @@
-"""Images that are kept: decoded ones, each set in a folder of its own, and data sets that were downloaded.
+"""What is kept: decoded images, each set in a folder of its own, data sets that were downloaded, and judges of images.
 
 A set is decoded by one command at a time, and removed by nobody while a process has it open. What a killed command
 left unfinished is removed when the next set is decoded.
@@ -40,7 +40,7 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """Where decoded and downloaded images are kept: $GEN_CACHE, or gen-images in the user's cache folder."""
+    """Where images and judges of images are kept: $GEN_CACHE, or gen-images in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("GEN_CACHE") or Path(home) / "gen-images")
 
@@ -53,6 +53,16 @@ def decoded_folder() -> Path:
 def downloads_folder() -> Path:
     """Where torchvision puts the data sets that it downloads."""
     return cache_folder() / "torchvision"
+
+
+def judges_folder() -> Path:
+    """Where the judges of `gen evaluate` lie, each in a folder of its own."""
+    return cache_folder() / "judges"
+
+
+def judges() -> list[Path]:
+    """The folders of all judges."""
+    return sorted(judges_folder().glob("[!.]*"))
 
 
 def downloads() -> list[tuple[str, int]]:
@@ -98,13 +108,13 @@ def limit() -> int | None:
 
 
 @contextmanager
-def alone_with(key: str, reporter: Reporter) -> Iterator[None]:
+def alone_with(key: str, reporter: Reporter, doing: str = "decoding or downloading the same images") -> Iterator[None]:
     """While it is entered no other command makes, or removes, what the key names; a second one waits, and says so."""
     lock = _lock(key)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        reporter.say("another command is decoding or downloading the same images; waiting for it")
+        reporter.say(f"another command is {doing}; waiting for it")
         lock.acquire()
     try:
         yield
@@ -119,8 +129,8 @@ def _lock(key: str) -> FileLock:
 
 
 def remove_orphans(own: str = "") -> None:
-    """Remove the unfinished folders of commands that are no more: those whose lock nobody has, or we have (`own`)."""
-    for unfinished in decoded_folder().glob(".*.*"):
+    """Remove the unfinished sets and judges of commands that are no more: whose lock nobody has, or we have (`own`)."""
+    for unfinished in (*decoded_folder().glob(".*.*"), *judges_folder().glob(".*.*")):
         key = unfinished.name.split(".")[1]
         with nullcontext(True) if key == own else _if_free(key) as free:
             if free:
@@ -181,6 +191,10 @@ def clear() -> tuple[int, int]:
     remove_orphans()
     for entry in entries():
         remove(entry)
+    for judge in judges():  # a command that uses one has it in memory
+        with _if_free(judge.name) as free:
+            if free:
+                shutil.rmtree(judge, ignore_errors=True)  # it may be another person's
     with _if_free(DOWNLOADS) as free:
         if free:
             for pattern in _DOWNLOADED:  # somebody else may keep something beside them
