@@ -17,12 +17,16 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.errors import UsageError as UsageError
     from pipeline.evaluation.compare import Comparison as Comparison
     from pipeline.evaluation.compare import compare as compare
+    from pipeline.evaluation.evaluate import evaluate as evaluate
+    from pipeline.evaluation.folders import FolderEvaluation as FolderEvaluation
+    from pipeline.evaluation.folders import evaluate_folder as evaluate_folder
     from pipeline.evaluation.score import Scores as Scores
     from pipeline.evaluation.score import score as score
     from pipeline.reporting import Console as Console
     from pipeline.reporting import Lines as Lines
     from pipeline.reporting import Reporter as Reporter
     from pipeline.reporting import Silent as Silent
+    from pipeline.runs.evaluation import Evaluation as Evaluation
     from pipeline.runs.validation import Metrics as Metrics
     from pipeline.sampling.complete import Completions as Completions
     from pipeline.sampling.complete import complete as complete
@@ -47,8 +51,11 @@ _EXPORTS = {
         "UsageError",
     ),
     "pipeline.evaluation.compare": ("Comparison", "compare"),
+    "pipeline.evaluation.evaluate": ("evaluate",),
+    "pipeline.evaluation.folders": ("FolderEvaluation", "evaluate_folder"),
     "pipeline.evaluation.score": ("Scores", "score"),
     "pipeline.reporting": ("Console", "Lines", "Reporter", "Silent"),
+    "pipeline.runs.evaluation": ("Evaluation",),
     "pipeline.runs.validation": ("Metrics",),
     "pipeline.sampling.complete": ("Completions", "complete"),
     "pipeline.sampling.generate": ("Generated", "generate", "generate_files"),

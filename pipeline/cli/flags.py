@@ -59,7 +59,7 @@ def _flag(name: str, field: FieldInfo, hint: object, default: object) -> Decorat
     dashed = name.replace("_", "-")
     declaration = f"--{dashed}/--no-{dashed}" if hint is bool else f"--{dashed}"
     words = {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
-    shown = "" if default is None else f"  [default: {words}]"
+    shown = "" if default in (None, ()) else f"  [default: {words}]"
     return click.option(declaration, name, default=None, type=_click_type(hint), help=f"{field.description}{shown}")
 
 
@@ -67,6 +67,8 @@ def _click_type(hint: object) -> click.Choice[str | int] | type:
     if get_origin(hint) in (Union, types.UnionType):
         kinds = [part for part in get_args(hint) if part is not type(None)]
         hint = kinds[0] if len(kinds) == 1 else str  # a number or a word: the dataclass knows which
+    if get_origin(hint) is tuple:  # several, between commas, which the dataclass divides
+        hint = str
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))
     assert isinstance(hint, type)

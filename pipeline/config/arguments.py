@@ -135,3 +135,14 @@ class CompleteArguments(SamplingArguments, total=False):
     n: int
     candidates: int
     seed: int
+
+
+class EvaluateArguments(TypedDict, total=False):
+    """Of `evaluate`: EvaluateConfig."""
+
+    n: int | None
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+    seed: int
+    judge: Literal[1, 2]
+    inception: bool

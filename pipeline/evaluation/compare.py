@@ -22,7 +22,7 @@ from pipeline.data.image_set import ImageSet, load_test_images, test_files_finge
 from pipeline.data.pictures import evenly_spread
 from pipeline.data.splits import Split, load_split, pixel_variance
 from pipeline.errors import DataError, UsageError
-from pipeline.evaluation.fidelity import Fidelity, fidelity, principal_components
+from pipeline.evaluation.measures.fidelity import Fidelity, fidelity, principal_components
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.layout import IN_PROGRESS, METRICS, SPLIT, RunFolder, is_finished
 from pipeline.runs.saved import VQVAERun, read_config

@@ -78,11 +78,16 @@ def score(
         return _score(model, given, label, reporter or Silent())
 
 
+def images_at_a_time(model: Model) -> int:
+    """Images whose codes are given to the priors together."""
+    logits = max(prior.network.config.num_codes * prior.network.config.positions for prior in model.priors)
+    return max(1, min(_MOST_AT_A_TIME, _LOGITS // logits))
+
+
 def _score(model: Model, images: Images, label: Label, reporter: Reporter) -> Scores:
     probabilities = class_probabilities(label, model.priors[0].config)
     priors = [prior.network for prior in model.priors]
-    logits = max(prior.config.num_codes * prior.config.positions for prior in priors)
-    size = max(1, min(_MOST_AT_A_TIME, _LOGITS // logits))
+    size = images_at_a_time(model)
     surprise, pixel_nats = [], []
     for step in reporter.steps(range(-(-len(images) // size)), "score"):
         batch = batch_of(images, step * size, size).to(model.device)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.runs.evaluation import Evaluation
 from pipeline.runs.layout import CARD, RunFolder
 from pipeline.runs.opening import parse_run
 from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, network_in_words
@@ -11,8 +12,11 @@ from pipeline.storage import atomic_file
 _OURS = "Made by gen (gen-images)"
 
 
-def write_card(folder: RunFolder) -> None:
-    """Describe the finished stages of a run, replacing what we said of them before, and nobody else's words."""
+def write_card(folder: RunFolder, evaluation: Evaluation | None = None) -> None:
+    """Describe the finished stages of a run, replacing what we said of them before, and nobody else's words.
+
+    `evaluation`: of these very weights; what one of others said goes.
+    """
     path = folder.path / CARD
     before = path.read_text("utf-8", "replace") if path.exists() else None
     if before is not None and _OURS not in before:
@@ -24,6 +28,8 @@ def write_card(folder: RunFolder) -> None:
         if prior is not None:
             title = f"## Stage 2, level {level}" if len(run.priors) > 1 else "## Stage 2"
             lines += ["", title, "", *_rows(_prior(prior) | _validation(folder.prior(level)))]
+    if evaluation is not None:
+        lines += ["", "## Evaluation", "", *_rows(_evaluation(evaluation))]
     lines += ["", "## Use", "", "```python", "from pipeline import generate, load", ""]
     lines += [f'model = load("{folder.path.as_posix()}")  # encode, decode, reconstruct, sample']
     lines += ["generate(model, 16, seed=0)"] if run.can_be_sampled else []
@@ -57,6 +63,18 @@ def _validation(stage: Path) -> dict[str, str]:
     measured = read_validation(stage)
     steps = {"validation, best step": f"{measured.step:,} of {measured.steps_done:,}"}
     return steps | {f"validation, {name}": f"{value:.5g}" for name, value in measured.metrics.named().items()}
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, str]:
+    judge, chosen = evaluation.judge, evaluation.chosen
+    facts = {
+        "judge": f"number {judge.number}, learned {judge.learned}, right on {judge.accuracy} of test images",
+        "test images": f"{evaluation.images:,}",
+    }
+    named = {"reconstruction": evaluation.stage1, "codes": evaluation.stage2, "floor": evaluation.floor}
+    named |= {"samples": chosen.figures} if chosen else {}
+    setting = {"samples": str(chosen.setting)} if chosen else {}
+    return facts | setting | {f"{what}, {name}": str(one) for what, own in named.items() for name, one in own.items()}
 
 
 def _rows(values: dict[str, str]) -> list[str]:

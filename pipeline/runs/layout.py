@@ -51,6 +51,11 @@ class RunFolder(NamedTuple):
         """Generated images, a folder a seed."""
         return self.path / "samples"
 
+    @property
+    def evaluation(self) -> Path:
+        """The pictures of an evaluation."""
+        return self.path / "evaluation"
+
     def contains_run(self) -> bool:
         """Whether a training has begun here."""
         return any((self.vqvae / name).exists() for name in (CONFIG, IN_PROGRESS))

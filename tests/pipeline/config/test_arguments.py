@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import arguments
 from pipeline.config.data import DataConfig
+from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.options import option_fields
 from pipeline.config.sampling import CompleteConfig, FileConfig, SampleConfig
 from pipeline.config.training import AugmentConfig, TrainingConfig
@@ -32,6 +33,7 @@ def option_types(*configs: type) -> dict[str, object]:
         (arguments.GenerateArguments, (SampleConfig, SamplingOptions), ("n",)),
         (arguments.GenerateFilesArguments, (SampleConfig, SamplingOptions, FileConfig), ()),
         (arguments.CompleteArguments, (CompleteConfig, SamplingOptions), ()),
+        (arguments.EvaluateArguments, (EvaluateConfig,), ()),
     ],
 )
 def test_arguments_are_the_options_by_name_and_type(
@@ -44,7 +46,7 @@ def test_arguments_are_the_options_by_name_and_type(
 RIGHT = """
 from pathlib import Path
 import numpy as np
-from pipeline import Silent, compare, complete, generate, generate_files, load, score, train_prior, train_vqvae
+from pipeline import Silent, compare, complete, evaluate, evaluate_folder, generate, generate_files, load, score, train_prior, train_vqvae
 
 images = np.zeros((4, 1, 8, 8), np.uint8)
 done = train_vqvae(data="photos", out=Path("runs/photos"), image_size="64", max_minutes=30, reporter=Silent())
@@ -58,6 +60,8 @@ score(model, images).bits
 complete(model, images[0], "top:0.5", n=8, candidates=2).images
 generate("runs/photos", 16, guidance="best", top_k=50).images
 compare(out="compared", bottlenecks=["vq", "fsq"], steps=3)
+evaluate("runs/photos", model, guidance=(1.0, 1.5), judge=2)[0].floor["precision"].value
+evaluate_folder("samples", reference=Path("photos")).samples
 """
 
 WRONG = {

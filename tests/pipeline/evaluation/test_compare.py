@@ -12,7 +12,7 @@ from pipeline import DataError, UsageError, compare, load
 from pipeline.cli.main import main
 from pipeline.data import pixels
 from pipeline.data.splits import load_split
-from pipeline.evaluation.fidelity import fidelity, principal_components
+from pipeline.evaluation.measures.fidelity import fidelity, principal_components
 from pipeline.runs.validation import read_validation
 from tests.tiny import TINY_VQVAE, shapes
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import distances
-from pipeline.evaluation.distances import (
+from pipeline.evaluation.measures import distances
+from pipeline.evaluation.measures.distances import (
     Manifold,
     frechet_distance,
     frechet_distance_of_gaussians,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import fidelity as module
-from pipeline.evaluation.fidelity import fidelity, high_frequency_power, similarities, squared_errors
+from pipeline.evaluation.measures import fidelity as module
+from pipeline.evaluation.measures.fidelity import fidelity, high_frequency_power, similarities, squared_errors
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from PIL import Image
 
 from pipeline import UsageError
 from pipeline.errors import WeightsUnavailableError
-from pipeline.evaluation import inception as networks
-from pipeline.evaluation.distances import frechet_distance
-from pipeline.evaluation.inception import InceptionFeatures, inception, lpips_of
+from pipeline.evaluation.measures import inception as networks
+from pipeline.evaluation.measures.distances import frechet_distance
+from pipeline.evaluation.measures.inception import InceptionFeatures, inception, lpips_of
 from pipeline.reporting import Silent
 from tests.weights import alexnet_weights, inception_weights, publish, saved
 

@@ -16,11 +16,11 @@ from pipeline.cli.main import main
 from pipeline.config.data import DataConfig
 from pipeline.data import cache
 from pipeline.data.image_set import ImageSet, from_array
-from pipeline.evaluation import judge as judging
-from pipeline.evaluation import judge_training
-from pipeline.evaluation.judge import Judge, accuracy_of_training_on, judge_of
-from pipeline.evaluation.judge_networks import FEATURES, JudgeNetwork, Number
-from pipeline.evaluation.judge_training import batch_size_for, learning_rate, steps_for, turned
+from pipeline.evaluation.judge import judge as judging
+from pipeline.evaluation.judge import training as judge_training
+from pipeline.evaluation.judge.judge import Judge, accuracy_of_training_on, judge_of
+from pipeline.evaluation.judge.network import FEATURES, JudgeNetwork, Number
+from pipeline.evaluation.judge.training import batch_size_for, learning_rate, steps_for, turned
 from pipeline.randomness import batch_indices
 from pipeline.reporting import Silent
 from pipeline.storage import save_tensors, tensors_sha256, write_manifest

@@ -19,8 +19,8 @@ from torch import Tensor
 from pipeline.data import cache
 from pipeline.data.image_set import ImageSet
 from pipeline.errors import CheckpointError
-from pipeline.evaluation.judge_networks import JudgeNetwork, Number
-from pipeline.evaluation.judge_training import (
+from pipeline.evaluation.judge.network import JudgeNetwork, Number
+from pipeline.evaluation.judge.training import (
     RECIPE,
     WAYS,
     Examples,

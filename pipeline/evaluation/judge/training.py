@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import DataError
-from pipeline.evaluation.judge_networks import JudgeNetwork, Number
+from pipeline.evaluation.judge.network import JudgeNetwork, Number
 from pipeline.processes import autocast, resolve_precision
 from pipeline.randomness import BatchIndices, Purpose, batch_indices, flips, number, stream, views
 from pipeline.reporting import Reporter

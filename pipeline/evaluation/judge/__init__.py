@@ -1,0 +1,1 @@
+"""The judge: a small network, trained once on the training part of a data set, whose features compare images."""

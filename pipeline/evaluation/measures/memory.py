@@ -1,0 +1,60 @@
+"""Does a model repeat what it was trained on? The nearest training image of each sample, and equal code maps."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+
+from pipeline.data.image_set import images_at_a_time
+from pipeline.reporting import Reporter
+from stage1_vqvae import Codes
+
+
+class Nearest(NamedTuple):
+    """Of each image the nearest one trained on: the root of the mean squared difference of pixel values on [0, 1], and
+    its index."""
+
+    distances: Float[np.ndarray, "n"]
+    indices: Int[np.ndarray, "n"]
+
+
+def nearest_trained(
+    images: UInt8[np.ndarray, "n c h w"],
+    trained: UInt8[np.ndarray, "all c h w"],
+    indices: Int[np.ndarray, "m"],
+    reporter: Reporter,
+) -> Nearest:
+    """The nearest to each image among `trained[indices]`, of which a part is in memory at a time."""
+    given = _flat(images)
+    best = Nearest(np.full(len(images), np.inf), np.zeros(len(images), np.int64))
+    size = images_at_a_time(trained)
+    for step in reporter.steps(range(-(-len(indices) // size)), "nearest"):
+        part = indices[step * size : step * size + size]
+        values, rows = _squared_differences(given, _flat(trained[part])).min(1)
+        nearer = values.numpy() < best.distances
+        best.distances[nearer], best.indices[nearer] = values.numpy()[nearer], part[rows.numpy()[nearer]]
+    pairs = zip(images, best.indices, strict=True)  # again, as products in float32 lose what small differences are
+    exact = [np.square(image / 255 - trained[index] / 255).mean() for image, index in pairs]
+    return Nearest(np.sqrt(exact), best.indices)
+
+
+def _flat(images: UInt8[np.ndarray, "n c h w"]) -> Float[torch.Tensor, "n values"]:
+    return torch.from_numpy(images.reshape(len(images), -1) / np.float32(255))
+
+
+def _squared_differences(
+    first: Float[torch.Tensor, "n values"], second: Float[torch.Tensor, "m values"]
+) -> Float[torch.Tensor, "n m"]:
+    return first.square().sum(1, keepdim=True) - 2 * first @ second.T + second.square().sum(1)
+
+
+def repeats(codes: Codes, trained: Codes) -> Bool[np.ndarray, "n"]:
+    """Which code maps, of all levels together, equal one of those trained on."""
+    known = set(_as_bytes(trained))
+    return np.array([one in known for one in _as_bytes(codes)])
+
+
+def _as_bytes(codes: Codes) -> list[bytes]:
+    rows = np.concatenate([level.flatten(1).to(torch.int32).numpy() for level in codes], 1)
+    return [row.tobytes() for row in rows]
