@@ -12,7 +12,7 @@ from pipeline.config.evaluation import MOST_BY_DEFAULT, EvaluateConfig
 from pipeline.errors import UsageError, WeightsUnavailableError
 from pipeline.evaluation.judge.judge import Judge, accuracy_of_training_on, judge_of
 from pipeline.evaluation.measures.inception import InceptionFeatures, inception
-from pipeline.evaluation.measures.means import mean_of, fraction_of
+from pipeline.evaluation.measures.means import fraction_of, mean_of
 from pipeline.evaluation.measures.memory import Nearest, nearest_trained
 from pipeline.evaluation.measures.sets import field_figures, images_for_frechet, left_out, set_figures
 from pipeline.evaluation.parts import Labelled, Parts
