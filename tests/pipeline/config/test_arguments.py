@@ -46,7 +46,8 @@ def test_arguments_are_the_options_by_name_and_type(
 RIGHT = """
 from pathlib import Path
 import numpy as np
-from pipeline import Silent, compare, complete, evaluate, evaluate_folder, generate, generate_files, load, score, train_prior, train_vqvae
+from pipeline import Silent, compare, complete, evaluate, evaluate_folder, generate, generate_files, load, score
+from pipeline import train_prior, train_vqvae
 
 images = np.zeros((4, 1, 8, 8), np.uint8)
 done = train_vqvae(data="photos", out=Path("runs/photos"), image_size="64", max_minutes=30, reporter=Silent())
