@@ -24,6 +24,7 @@ from pipeline.sampling.model import loaded
 @click.option("--test-data", help="Images to test on, which no training has seen, in place of the run's test part.")
 @click.option("--samples", help="A folder or .zip of images, of any program, to measure in place of a run's samples.")
 @click.option("--reference", help="Real images to measure --samples against, without a run.")
+@click.option("--image-size", help="Size that images of a --reference are cut to, as for gen train-vqvae.")
 @device_option
 @quiet_option
 @flags(EvaluateConfig)
@@ -33,6 +34,7 @@ def evaluate_command(
     test_data: str | None,
     samples: str | None,
     reference: str | None,
+    image_size: str | None,
     device: str | None,
     quiet: bool,
     **options: Unpack[EvaluateArguments],
@@ -52,6 +54,7 @@ def evaluate_command(
             samples,
             run=run,
             reference=reference,
+            image_size=image_size,
             data=data,
             test_data=test_data,
             device=device,
@@ -60,8 +63,8 @@ def evaluate_command(
         )
         say_result(_folder_in_words(samples, judged))
         return
-    if reference is not None:
-        raise UsageError(f"--reference {reference} is what --samples are measured against; name those too")
+    if reference is not None or image_size is not None:
+        raise UsageError("--reference, and its --image-size, are what --samples are measured against; name those too")
     models = [loaded(run, "finished", device) for run in runs or (None,)]
     done = evaluate(*models, data=data, test_data=test_data, reporter=reporter, **options)
     named = {str(model.run.folder.path): one for model, one in zip(models, done, strict=True)}

@@ -74,9 +74,9 @@ def _evaluation(folder: RunFolder, vqvae: LoadedVQVAE, priors: list[LoadedPrior]
     evaluation = read_evaluation(folder)
     if evaluation is None:
         return []
-    chosen = "no setting chosen" if evaluation.chosen is None else f"best with {evaluation.chosen.setting}"
+    best = "no settings compared" if evaluation.best is None else f"best with {evaluation.best}"
     differing = differing_hashes(evaluation, vqvae, priors)
-    return [("evaluation", f"of another model: {'; '.join(differing)}" if differing else chosen)]
+    return [("evaluation", f"of another model: {'; '.join(differing)}" if differing else best)]
 
 
 def _unfinished(folder: RunFolder, stage: Path) -> list[tuple[str, str]]:

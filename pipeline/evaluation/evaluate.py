@@ -8,28 +8,41 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from pipeline import processes
 from pipeline.config.arguments import EvaluateArguments
-from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.evaluation import MOST_BY_DEFAULT, EvaluateConfig
 from pipeline.config.options import build
 from pipeline.data.code_maps import read_parts as read_code_maps
 from pipeline.data.splits import load_split
-from pipeline.errors import GenError, UsageError
+from pipeline.errors import CheckpointError, GenError, UsageError, WeightsUnavailableError
 from pipeline.evaluation import likelihood, pictures
-from pipeline.evaluation.measures.means import fraction_of
+from pipeline.evaluation.measures.inception import lpips_of
+from pipeline.evaluation.measures.means import fraction_of, mean_of
 from pipeline.evaluation.measures.memory import repeats
 from pipeline.evaluation.measures.sets import LEAST
 from pipeline.evaluation.parts import Labelled, Source, read_parts
 from pipeline.evaluation.stage1 import stage1_figures
-from pipeline.evaluation.yardstick import Judged, Yardstick, yardstick_of
+from pipeline.evaluation.yardstick import Yardstick, yardstick_of
 from pipeline.reporting import Reporter, reporter_for_api
+from pipeline.resources import check_writable
 from pipeline.runs.card import write_card
-from pipeline.runs.evaluation import Evaluation, Figure, Measured, Setting, write_evaluation
+from pipeline.runs.evaluation import (
+    Evaluation,
+    Figure,
+    JudgeFacts,
+    Measured,
+    Setting,
+    evaluation_file,
+    read_evaluation,
+    write_evaluation,
+)
 from pipeline.runs.layout import SPLIT
+from pipeline.runs.loading import priors_sha256
 from pipeline.sampling.model import Model, loaded
-from pipeline.sampling.samples import Samples
+from pipeline.sampling.options import differing_hashes
 from pipeline.storage import check_paths
 from pipeline.training.launch import Launch
 from pipeline.training.stage2 import codes_identity
@@ -61,16 +74,17 @@ def evaluate(
     for run in asked:
         check_paths(run=None if isinstance(run, Model) else run, data=data, test_data=test_data)
     launch = Launch({}, processes.start(), reporter or reporter_for_api(), None)
-    models = [loaded(run, "finished", device) for run in asked]
-    _check_alike(models)
-    first = models[0]
-    parts = read_parts(first.run, Source(data, test_data, images, targets), launch)
-    yardstick = yardstick_of(
-        parts, config, flip=first.vqvae.config.data.flip, device=first.device, reporter=launch.reporter
-    )
-    launch.reporter.say("measuring the validation images against the test images, as the floor")
-    floor = yardstick.measured(*yardstick.real["validation"]).figures
-    return [_Evaluating(model, yardstick, config, launch).run(floor) for model in models]
+    evaluating = [_Evaluating(loaded(run, "finished", device), config, test_data, launch) for run in asked]
+    _check_alike([one.model for one in evaluating])
+    for one in evaluating:
+        processes.on_main(launch.accelerator, one.check_writable)
+        one.plan()
+    first = evaluating[0].model
+    most = None if config.inception else max(MOST_BY_DEFAULT, config.n or 0)
+    parts = read_parts(first.run, Source(data, test_data, images, targets), most, launch)
+    flip = any(one.model.vqvae.config.data.flip for one in evaluating)
+    yardstick = yardstick_of(parts, config, flip=flip, device=first.device, reporter=launch.reporter)
+    return [one.run(yardstick) for one in evaluating]
 
 
 def _check_alike(models: Sequence[Model]) -> None:
@@ -85,7 +99,6 @@ def _check_alike(models: Sequence[Model]) -> None:
             "parts (by --seed, --validation, --test)": any(
                 not np.array_equal(a, b) for a, b in zip(*splits, strict=True)
             ),
-            "--flip": ours.data.flip != theirs.data.flip,
         }
         names = [name for name, differs in differing.items() if differs]
         if names:
@@ -97,54 +110,80 @@ def _check_alike(models: Sequence[Model]) -> None:
 
 
 class _Drawn(NamedTuple):
-    """Samples of a setting, and their figures against the validation part, where settings are compared."""
+    """Samples of a setting."""
 
-    samples: Samples
     setting: Setting
-    figures: dict[str, Figure]
-
-    @property
-    def distance(self) -> float:
-        """By which settings are chosen."""
-        return self.figures.get("frechet_distance", self.figures["kernel_distance"]).value
+    images: UInt8[np.ndarray, "n c h w"]
+    labels: Int[np.ndarray, "n"] | None
+    codes: Codes
 
 
 @dataclass
 class _Evaluating:
-    """One run under the yardstick."""
+    """One run, and what is to be measured of it."""
 
     model: Model
-    yardstick: Yardstick
     config: EvaluateConfig
+    test_data: str | None
     launch: Launch
-    settings: list[Measured] = field(default_factory=list)
+    settings: list[SamplingOptions] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def run(self, floor: dict[str, Figure]) -> Evaluation:
+    def check_writable(self) -> None:
+        """Raise ResourceError, before any work, where the figures could not be written."""
+        check_writable(evaluation_file(self.model.run.folder, self.config.judge))
+
+    def plan(self) -> None:
+        """The settings to draw with. Raises UsageError where the run supports one of them not."""
+        try:
+            self.model.run.check_can_be_sampled()
+        except GenError as error:
+            self.notes.append(f"no samples: {error}")
+            return
+        guidance, config = self.config.guidance or (None,), self.model.vqvae.config.model
+        if not config.is_discrete and self.config.guidance:
+            self.notes.append(f"no guidance: the codes of a {config.bottleneck} bottleneck know no classes")
+            guidance = (None,)
+        for scale, temperature in product(guidance, self.config.temperature or (None,)):
+            asked = SamplingOptions(guidance=scale, temperature=temperature)
+            self.settings.append(self.model.sampler(options=asked).options)
+
+    def run(self, yardstick: Yardstick) -> Evaluation:
         """Measure all that applies to this run, and write it there."""
-        model, yardstick, config = self.model, self.yardstick, self.model.vqvae.config
+        model, config = self.model, self.model.vqvae.config
         self.launch.reporter.say(f"evaluating {model.run.folder.path}")
-        self.notes += yardstick.notes
-        test, validation = yardstick.real["test"], yardstick.real["validation"]
+        test, (validation, labels) = yardstick.parts.test, yardstick.real["validation"]
+        codes = model.encode(validation)
+        restored = model.decode(codes).numpy()
+        near = yardstick.near(yardstick.nearest(restored))
+        trained = self._trained_codes()
+        compared = self._compared(yardstick) if len(self.settings) > 1 else self._compared_before(yardstick.facts)
+        drawn = self._draw(self._chosen(compared), yardstick.images, self.config.seed) if self.settings else None
+        judged = yardstick.measured(drawn.images, drawn.labels, near) if drawn else None
+        reconstructed = yardstick.measured(restored, labels, near).figures
         nats = likelihood.likelihood(model, test, self.launch.reporter) if model.priors else None
-        restored = model.reconstruct(validation.images).numpy()
-        drawn = self._drawn()
-        judged = self._judged(drawn.samples) if drawn else None
+        samples = None
+        if drawn and judged:
+            repeated = _repeated(drawn.codes, trained)
+            samples = Measured(setting=drawn.setting, figures=judged.figures | repeated)
         evaluation = Evaluation(
             codes_sha256=model.vqvae.codes_sha256,
             decoder_sha256=model.vqvae.decoder_sha256,
-            prior_sha256=model.sampler().prior_sha256 if drawn else "",
+            prior_sha256=priors_sha256(model.priors),
             judge=yardstick.facts,
             images=yardstick.images,
+            test_images=len(test.images),
+            test_data=self.test_data,
             seed=self.config.seed,
-            stage1=self._stage1(test),
+            stage1=self._stage1(test, yardstick),
             stage2=likelihood.figures(nats, config.model.values) if nats else {},
             classes=likelihood.by_class(nats, test, config.class_names) if nats else {},
-            floor=floor,
-            reconstructed=yardstick.measured(restored, validation.labels).figures,
-            settings=tuple(self.settings),
-            chosen=Measured(setting=drawn.setting, figures=judged.figures) if drawn and judged else None,
-            notes=tuple(self.notes),
+            floor=yardstick.floor.figures,
+            reconstructed=reconstructed | _repeated(codes, trained),
+            settings=tuple(compared),
+            best=_best(compared),
+            samples=samples,
+            notes=(*self.notes, *yardstick.notes),
         )
 
         def write() -> None:
@@ -154,72 +193,90 @@ class _Evaluating:
             if nats:
                 pictures.write_nats(model.run.folder, nats.levels)
             if drawn and judged:
-                trained = yardstick.parts.image_set.images
-                pictures.write_nearest(model.run.folder, drawn.samples.images.numpy(), trained, judged.nearest)
+                originals = yardstick.parts.image_set.images
+                pictures.write_nearest(model.run.folder, drawn.images, originals, judged.nearest)
 
         processes.on_main(self.launch.accelerator, write)
         return evaluation
 
-    def _stage1(self, test: Labelled) -> dict[str, Figure]:
+    def _stage1(self, test: Labelled, yardstick: Yardstick) -> dict[str, Figure]:
         codes = self.model.encode(test.images)
+        restored = self.model.decode(codes).numpy()
         if not self.model.vqvae.config.model.is_discrete:
             bottleneck = self.model.vqvae.config.model.bottleneck
             self.notes.append(f"no codebook, and no stage 2: the codes of a {bottleneck} bottleneck are numbers")
-        return stage1_figures(self.model, test, codes, self.model.decode(codes).numpy(), self.yardstick)
+        found = stage1_figures(self.model, test, codes, restored, yardstick)
+        if self.config.inception:
+            try:
+                distances = lpips_of(test.images, restored, self.model.device, self.launch.reporter)
+                found["lpips"] = mean_of(distances)
+            except (WeightsUnavailableError, UsageError) as error:
+                self.notes.append(f"no LPIPS: {error}")
+        return found
 
-    def _drawn(self) -> _Drawn | None:
-        """Samples of the setting asked for, or of the best of several by the validation part; None where there are
-        none to be had."""
-        try:
-            self.model.run.check_can_be_sampled()
-        except GenError as error:
-            self.notes.append(f"no samples: {error}")
-            return None
-        asked = list(product(self.config.guidance or (None,), self.config.temperature or (None,)))
-        if len(asked) == 1:
-            return self._draw(*asked[0])
-        if self.yardstick.images < LEAST:
+    def _compared(self, yardstick: Yardstick) -> list[Measured]:
+        """The figures of each setting against the validation part; other samples are measured in the end."""
+        if yardstick.images < LEAST:
             raise UsageError(
-                f"choosing among {len(asked)} settings takes {LEAST} validation and test images at least, and there "
-                f"are {self.yardstick.images}; give one --guidance and one --temperature"
+                f"choosing among {len(self.settings)} settings takes {LEAST} validation and test images at least, and "
+                f"there are {yardstick.images}; give one --guidance and one --temperature"
             )
-        return min((self._compared(*setting) for setting in asked), key=lambda one: one.distance)
+        found = []
+        for options in self.settings:
+            drawn = self._draw(options, yardstick.images, (self.config.seed + 1) % 2**63)
+            figures = yardstick.compared(drawn.images, drawn.labels, "validation")
+            found.append(Measured(setting=drawn.setting, figures=figures))
+        return found
 
-    def _draw(self, guidance: float | None, temperature: float | None) -> _Drawn:
-        options = self.model.resolve(SamplingOptions(guidance=guidance, temperature=temperature))
-        assert isinstance(options.guidance, float) and options.temperature is not None
-        setting = Setting(guidance=options.guidance, temperature=options.temperature)
-        self.launch.reporter.say(f"drawing {self.yardstick.images:,} samples, {setting}")
+    def _compared_before(self, judge: JudgeFacts) -> list[Measured]:
+        """The settings that were compared last time, if that was this very model under this judge."""
+        try:
+            before = read_evaluation(self.model.run.folder, self.config.judge)
+        except CheckpointError:
+            return []  # it will be written anew
+        if before is None or before.judge.sha256 != judge.sha256:
+            return []
+        return [] if differing_hashes(before, self.model.vqvae, self.model.priors) else list(before.settings)
+
+    def _chosen(self, compared: list[Measured]) -> SamplingOptions:
+        best = _best(compared) if len(self.settings) > 1 else None
+        return next((one for one in self.settings if best == _setting(one)), self.settings[0])
+
+    def _draw(self, options: SamplingOptions, n: int, seed: int) -> _Drawn:
+        setting = _setting(options)
+        self.launch.reporter.say(f"drawing {n:,} samples, {setting}")
         samples = self.model.sample(
-            self.yardstick.images,
-            seed=self.config.seed,
-            options=options,
-            accelerator=self.launch.accelerator,
-            reporter=self.launch.reporter,
+            n, seed=seed, options=options, accelerator=self.launch.accelerator, reporter=self.launch.reporter
         )
-        return _Drawn(samples, setting, {})
-
-    def _compared(self, guidance: float | None, temperature: float | None) -> _Drawn:
-        drawn = self._draw(guidance, temperature)
-        images, labels = drawn.samples.images.numpy(), drawn.samples.labels
-        figures = self.yardstick.compared(images, None if labels is None else labels.numpy(), "validation")
-        self.settings.append(Measured(setting=drawn.setting, figures=figures))
-        return drawn._replace(figures=figures)
-
-    def _judged(self, samples: Samples) -> Judged:
         labels = None if samples.labels is None else samples.labels.numpy()
-        judged = self.yardstick.measured(samples.images.numpy(), labels)
-        trained = self._trained_codes() if self.model.priors else None
-        repeated = {} if trained is None else {"repeated_codes": fraction_of(repeats(samples.codes, trained))}
-        return judged._replace(figures=judged.figures | repeated)
+        return _Drawn(setting, samples.images.numpy(), labels, samples.codes)
 
-    def _trained_codes(self) -> Codes | None:
-        """The code maps that the prior has learned, if they are still there."""
+    def _trained_codes(self) -> tuple[Codes, ...]:
+        """The code maps that the prior has learned, in all views, if they are still there."""
+        if not self.model.priors:
+            return ()
         prior, vqvae, folder = self.model.priors[0].config, self.model.vqvae, self.model.run.folder
         identity = codes_identity(folder, vqvae, prior.augmentation)
         maps = read_code_maps(folder.codes, identity, vqvae.config.model, len(vqvae.config.class_names))
         if maps is None:
-            self.notes.append(
-                f"no share of repeated code maps: those that the prior was trained on left {folder.codes}"
-            )
-        return None if maps is None else maps["train"].levels
+            self.notes.append(f"no repeated codes: those that the prior was trained on are no longer in {folder.codes}")
+            return ()
+        return (maps["train"].levels, *maps["train"].views)
+
+
+def _setting(options: SamplingOptions) -> Setting:
+    assert isinstance(options.guidance, float) and options.temperature is not None
+    return Setting(guidance=options.guidance, temperature=options.temperature)
+
+
+def _best(compared: Sequence[Measured]) -> Setting | None:
+    """The setting of the least Fréchet distance, or kernel distance where images are few."""
+
+    def distance(one: Measured) -> float:
+        return one.figures.get("frechet_distance", one.figures["kernel_distance"]).value
+
+    return min(compared, key=distance).setting if compared else None
+
+
+def _repeated(codes: Codes, trained: tuple[Codes, ...]) -> dict[str, Figure]:
+    return {"repeated_codes": fraction_of(repeats(codes, trained))} if trained else {}

@@ -10,8 +10,10 @@ import torch
 from pipeline import processes
 from pipeline.config.arguments import EvaluateArguments
 from pipeline.config.data import DataConfig
-from pipeline.config.evaluation import EvaluateConfig
-from pipeline.config.options import build
+from pipeline.config.evaluation import MOST_BY_DEFAULT, EvaluateConfig
+from pipeline.config.options import Options, build
+from pipeline.data import pixels
+from pipeline.data.code_maps import load_codes
 from pipeline.data.image_set import ImageSet, load_images
 from pipeline.data.pixels import Colour
 from pipeline.data.splits import Split
@@ -22,6 +24,8 @@ from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.evaluation import Figure, JudgeFacts
 from pipeline.runs.opening import open_run
+from pipeline.sampling.request import REQUEST
+from pipeline.sampling.samples import codes_file, picture_name, written_parts
 from pipeline.training.launch import Launch
 
 _LEAST = 4  # images of a reference: two for the judge, one for each other part
@@ -43,6 +47,7 @@ def evaluate_folder(
     *,
     run: str | Path | None = None,
     reference: str | Path | None = None,
+    image_size: str | None = None,
     data: str | None = None,
     test_data: str | None = None,
     device: str | torch.device | None = None,
@@ -53,33 +58,47 @@ def evaluate_folder(
 
     Against a `run`: by the judge and against the test images of its data (`data` and `test_data` say where they are),
     so that figures stand beside those of its own samples. Or against a `reference`, a folder, .zip or name of
-    real images: a half of it teaches the judge, a quarter is measured against, a quarter is the floor. Folders named
-    as the classes say what samples should show. Raises GenError.
+    real images, cut to `image_size` where they differ: a half of it teaches the judge, a quarter is measured against, a
+    quarter is the floor. What samples should show is said by folders named as the classes, or in a folder that
+    `gen sample` wrote by its codes. Raises GenError.
     """
     if (run is None) == (reference is None):
         raise UsageError("measure --samples against the data of one run, or against a --reference: name one of them")
     (config,) = build(options, EvaluateConfig)
-    idle = [f"--{name}" for name in ("guidance", "temperature", "seed") if name in options]
-    if idle:
-        raise UsageError(f"{', '.join(idle)} is about drawing samples, and --samples are there already; leave it out")
+    _check_idle({**options, "image_size": image_size, "data": data, "test_data": test_data}, run)
     found, reporter = processes.find_device(device), reporter or reporter_for_api()
     if run is not None:
-        opened = open_run(run, "vqvae")
-        flip, launch = opened.vqvae.data.flip, Launch({}, processes.start(), reporter, None)
-        parts = read_parts(opened, Source(data, test_data), launch)
+        opened, launch = open_run(run, "vqvae"), Launch({}, processes.start(), reporter, None)
+        most = None if config.inception else max(MOST_BY_DEFAULT, config.n or 0)
+        flip, parts = opened.vqvae.data.flip, read_parts(opened, Source(data, test_data), most, launch)
     else:
-        flip, parts = False, _quartered(load_images(DataConfig(data=str(reference)), reporter=reporter), str(reference))
-    given = _like(parts, str(samples), reporter)
+        (real,) = build({"data": str(reference), "image_size": image_size}, DataConfig)
+        flip, parts = False, _quartered(load_images(real, reporter=reporter), str(reference))
+    given = _like(parts, Path(samples), reporter)
     if config.n is not None and config.n > len(given.images):
         raise UsageError(f"--n {config.n:,}: {samples} holds {len(given.images):,} images; choose as many at most")
-    there = min(len(given.images), len(parts.test.images), len(parts.split.validation))
-    yardstick = yardstick_of(parts, replace(config, n=config.n or there), flip=flip, device=found, reporter=reporter)
-    judged = yardstick.measured(*given.spread(yardstick.images))
-    floor = yardstick.measured(*yardstick.real["validation"])
+    n = config.n or min(len(given.images), len(parts.test.images), len(parts.split.validation), MOST_BY_DEFAULT)
+    yardstick = yardstick_of(parts, replace(config, n=n), flip=flip, device=found, reporter=reporter)
+    near = yardstick.near(yardstick.nearest(yardstick.real["validation"].images))
+    judged = yardstick.measured(*given.drawn(n), near)
     notes = yardstick.notes
     if yardstick.with_classes and given.labels is None:
         notes += (f"no class shown: {samples} has no folders with the names of the classes",)
-    return FolderEvaluation(yardstick.facts, yardstick.images, judged.figures, floor.figures, notes)
+    return FolderEvaluation(yardstick.facts, n, judged.figures, yardstick.floor.figures, notes)
+
+
+def _check_idle(options: Options, run: str | Path | None) -> None:
+    """Raise UsageError for options that mean nothing here."""
+    idle = dict.fromkeys(("guidance", "temperature", "seed"), "drawing samples, and --samples are there already")
+    if run is None:
+        idle |= dict.fromkeys(("data", "test_data"), "the data of a run, and none is named")
+    else:
+        idle["image_size"] = "a --reference; the images of a run have a size"
+    wrong = [
+        f"--{name.replace('_', '-')} is about {why}; leave it out" for name, why in idle.items() if options.get(name)
+    ]
+    if wrong:
+        raise UsageError("\n".join(wrong))
 
 
 def _quartered(image_set: ImageSet, reference: str) -> Parts:
@@ -93,9 +112,25 @@ def _quartered(image_set: ImageSet, reference: str) -> Parts:
     return replace(first, test=first.labelled(split.test))
 
 
-def _like(parts: Parts, samples: str, reporter: Reporter) -> Labelled:
+def _like(parts: Parts, samples: Path, reporter: Reporter) -> Labelled:
+    """Images made as those of the data are."""
     channels, height, width = parts.image_set.shape
     colour: Colour = "grey" if channels == 1 else "colour"
-    config = DataConfig(data=samples, image_size=f"{height}x{width}", colour=colour)
-    read = load_images(config, reporter=reporter)
-    return Labelled(read.images, classes_as_in(read, parts.image_set.class_names, samples))
+    if (samples / REQUEST).is_file():
+        return _own(samples, height, width, colour)
+    config = build({"data": str(samples), "image_size": f"{height}x{width}", "colour": colour}, DataConfig)
+    read = load_images(*config, reporter=reporter)
+    return Labelled(read.images, classes_as_in(read, parts.image_set.class_names, str(samples)))
+
+
+def _own(samples: Path, height: int, width: int, colour: Colour) -> Labelled:
+    """Images that `gen sample` wrote as PNG, without grid.png, and the classes that stand in their codes."""
+    parts = written_parts(samples, "png")
+    indices = [index for part in parts for index in part]
+    if not indices:
+        raise DataError(f"{samples} holds no whole PNG of `gen sample`; go on with it, or draw with --format png")
+    contents = ((samples / picture_name(index)).read_bytes() for index in indices)
+    images = np.stack([pixels.fit(pixels.open_image(content), height, width, colour) for content in contents])
+    labels = [load_codes(codes_file(samples, part)).labels for part in parts]
+    known = [label.numpy() for label in labels if label is not None]
+    return Labelled(images, np.concatenate(known) if known else None)

@@ -12,6 +12,7 @@ from pipeline.config.options import build, flatten, given
 from pipeline.data.image_set import ImageSet, load_test_images, test_files_fingerprint
 from pipeline.data.splits import Split, load_split
 from pipeline.errors import DataError
+from pipeline.randomness import Purpose, stream
 from pipeline.runs.layout import SPLIT
 from pipeline.runs.opening import Run
 from pipeline.training.launch import Launch
@@ -27,17 +28,20 @@ class Source(NamedTuple):
     targets: np.ndarray | Tensor | None = None
 
 
+def _at_random(population: int, most: int | None) -> Int[np.ndarray, "m"]:
+    return stream(0, Purpose.SHOWN, population).permutation(population)[:most]
+
+
 class Labelled(NamedTuple):
     """Images with the numbers of their classes, where they have any."""
 
     images: UInt8[np.ndarray, "n c h w"]
     labels: Int[np.ndarray, "n"] | None
 
-    def spread(self, most: int) -> "Labelled":
-        """So many of them at most, evenly over all: sorted folders have their classes one after another."""
-        if len(self.images) <= most:
-            return self
-        chosen = (np.arange(most) * len(self.images)) // most
+    def drawn(self, most: int | None) -> "Labelled":
+        """So many of them at most (or all), at random and in random order, the same each time: in a folder classes
+        follow one another, or take turns."""
+        chosen = _at_random(len(self.images), most)
         return Labelled(self.images[chosen], None if self.labels is None else self.labels[chosen])
 
 
@@ -48,16 +52,16 @@ class Parts:
     image_set: ImageSet
     split: Split
     test: Labelled
+    known: int = 0  # of the test images equal one that training has seen
 
     @property
     def train(self) -> Int[np.ndarray, "m"]:
         """Indices of the images trained on."""
         return self.split.train
 
-    @property
-    def validation(self) -> Labelled:
-        """The images that chose the best weights."""
-        return self.labelled(self.split.validation)
+    def validation(self, most: int) -> Labelled:
+        """So many at most, at random, of the images that chose the best weights."""
+        return self.labelled(self.split.validation[_at_random(len(self.split.validation), most)])
 
     def labelled(self, indices: Int[np.ndarray, "m"]) -> Labelled:
         """Some of the images, with their classes."""
@@ -68,8 +72,9 @@ def _chosen(image_set: ImageSet, indices: Int[np.ndarray, "m"]) -> Labelled:
     return Labelled(image_set.images[indices], None if image_set.labels is None else image_set.labels[indices])
 
 
-def read_parts(run: Run, source: Source, launch: Launch) -> Parts:
-    """The images of a run, which must be those that it was trained on; and its test part, or `source.test_data`.
+def read_parts(run: Run, source: Source, most: int | None, launch: Launch) -> Parts:
+    """The images of a run, which must be those that it was trained on; and of its test part, or of `source.test_data`,
+    so many at random, or all.
 
     Raises DataError where they have changed or gone, or where no image is left for testing.
     """
@@ -79,10 +84,24 @@ def read_parts(run: Run, source: Source, launch: Launch) -> Parts:
     check_unchanged(run.folder, config, image_set)
     split = load_split(run.folder.vqvae / SPLIT)
     with launch.accelerator.local_main_process_first():
-        return Parts(image_set, split, _test_part(run, image_set, split, source.test_data))
+        test = _test_part(run, image_set, split, source.test_data, most)
+    return Parts(image_set, split, test, _known(image_set, np.union1d(split.train, split.validation), test, run))
 
 
-def _test_part(run: Run, image_set: ImageSet, split: Split, test_data: str | None) -> Labelled:
+def _known(image_set: ImageSet, indices: Int[np.ndarray, "m"], test: Labelled, run: Run) -> int:
+    """How many test images equal one that training has seen. Raises DataError where most of them do."""
+    wanted = {image.tobytes() for image in test.images}
+    seen = {content for index in indices if (content := image_set.images[index].tobytes()) in wanted}
+    known = sum(image.tobytes() in seen for image in test.images)
+    if known > len(test.images) / 2:
+        raise DataError(
+            f"{known:,} of {len(test.images):,} test images are among those that {run.folder.path} was trained on, or "
+            "chosen by; name others with --test-data"
+        )
+    return known
+
+
+def _test_part(run: Run, image_set: ImageSet, split: Split, test_data: str | None, most: int | None) -> Labelled:
     config = run.vqvae
     official = test_data or config.data.test_data
     if official is None:
@@ -91,11 +110,11 @@ def _test_part(run: Run, image_set: ImageSet, split: Split, test_data: str | Non
                 f"{run.folder.path} was trained with --test {config.data.test:g}, which leaves none of "
                 f"{len(image_set.images):,} images for testing; name some that it was not trained on with --test-data"
             )
-        return _chosen(image_set, split.test)
+        return _chosen(image_set, split.test[_at_random(len(split.test), most)])
     if test_data is None and test_files_fingerprint(official) != config.test_fingerprint:
         raise DataError(f"the files of {official} are not those that {run.folder.path} was begun with")
     read = load_test_images(replace(config.data, test_data=official), image_set.shape)
-    return Labelled(read.images, classes_as_in(read, config.class_names, official))
+    return Labelled(read.images, classes_as_in(read, config.class_names, official)).drawn(most)
 
 
 def classes_as_in(read: ImageSet, class_names: tuple[str, ...], data: str) -> Int[np.ndarray, "n"] | None:

@@ -21,7 +21,9 @@ _MOST_CLASSES = 20  # shown
 def in_words(evaluation: Evaluation, run: str) -> str:
     """All figures of a run, by name, with their standard errors."""
     sizes = f"{evaluation.images:,} images each, figures +- standard error"
-    facts = table([("run", run), ("judge", judge_in_words(evaluation.judge)), ("sets", sizes)])
+    tested = f"{evaluation.test_images:,} of {evaluation.test_data or 'the test part'}"
+    judge = judge_in_words(evaluation.judge)
+    facts = table([("run", run), ("judge", judge), ("test images", tested), ("sets", sizes)])
     parts = [facts, figures_in_words("stage 1, on the test images", {"": evaluation.stage1})]
     if evaluation.stage2:
         parts.append(figures_in_words("stage 2, on the test images", {"": evaluation.stage2}))
@@ -31,7 +33,7 @@ def in_words(evaluation: Evaluation, run: str) -> str:
         compared = {str(one.setting): one.figures for one in evaluation.settings}
         parts.append(figures_in_words("against the validation images", compared))
     sets = {"reconstructions": evaluation.reconstructed, "real images": evaluation.floor}
-    chosen = evaluation.chosen
+    chosen = evaluation.samples
     samples = {f"samples, {chosen.setting}": chosen.figures} if chosen else {}
     parts.append(figures_in_words("against the test images", samples | sets))
     return "\n\n".join([*parts, *(f"  {note}" for note in evaluation.notes)])
@@ -40,7 +42,7 @@ def in_words(evaluation: Evaluation, run: str) -> str:
 def side_by_side(evaluations: Mapping[str, Evaluation]) -> str:
     """What several runs reach, a column a run."""
     first = next(iter(evaluations.values()))
-    samples = {run: one.chosen.figures if one.chosen else {} for run, one in evaluations.items()}
+    samples = {run: one.samples.figures if one.samples else {} for run, one in evaluations.items()}
     stages = {run: {**one.stage1, **one.stage2} for run, one in evaluations.items()}
     sets = samples | {"real images": first.floor}
     return "\n\n".join(
@@ -51,7 +53,7 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> str:
 def judge_in_words(judge: JudgeFacts) -> str:
     """Which judge, what it learned, and how good it is."""
     learned = "classes" if judge.learned == "classes" else "which way images are turned, as there are no classes"
-    return f"{judge.number}, which learned {learned}: right on {_shown('class_shown', judge.accuracy)} of test images"
+    return f"{judge.number}, which learned {learned}: right on {_shown('class_shown', judge.accuracy)} of real images"
 
 
 def figures_in_words(title: str, columns: Mapping[str, Mapping[str, Figure]]) -> str:

@@ -17,9 +17,11 @@ from pipeline.evaluation.measures.memory import Nearest, nearest_trained
 from pipeline.evaluation.measures.sets import field_figures, images_for_frechet, left_out, set_figures
 from pipeline.evaluation.parts import Labelled, Parts
 from pipeline.reporting import Reporter
+from pipeline.resources import check_memory
 from pipeline.runs.evaluation import Figure, JudgeFacts
 
-_QUANTILE = 0.01  # of the distances of validation images to their nearest training images
+_QUANTILE = 0.01  # of the distances of other images to their nearest training images
+_COPIES = 12  # of the bytes of a set: both parts, reconstructions, samples, and what is computed of some of them
 
 Part = Literal["test", "validation"]
 
@@ -38,10 +40,10 @@ class Yardstick:
     judge: Judge
     parts: Parts
     real: dict[Part, Labelled]
-    flip: bool
+    features: dict[Part, Float[np.ndarray, "n d"]]
+    flip: bool  # whether a training mirrored images
     device: torch.device
     reporter: Reporter
-    features: dict[Part, Float[np.ndarray, "n d"]]
     inception: InceptionFeatures | None = None
     inception_features: dict[Part, Float[np.ndarray, "n 2048"]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -59,30 +61,36 @@ class Yardstick:
     @cached_property
     def facts(self) -> JudgeFacts:
         """The judge, and how often it is right on test images; on validation images where only those have classes."""
-        learned_classes = self.judge.learned == "classes"
-        images, labels = self.real["validation" if learned_classes and not self.with_classes else "test"]
-        accuracy = mean_of(self.judge.is_right(images, labels if learned_classes else None).astype(float))
-        return JudgeFacts(
-            number=self.judge.number, sha256=self.judge.sha256, learned=self.judge.learned, accuracy=accuracy
-        )
+        learned = self.judge.learned
+        images, labels = self.real["validation" if learned == "classes" and not self.with_classes else "test"]
+        right = self.judge.is_right(images, labels if learned == "classes" else None)
+        accuracy = fraction_of(right == 1) if learned == "classes" else mean_of(right)
+        return JudgeFacts(number=self.judge.number, sha256=self.judge.sha256, learned=learned, accuracy=accuracy)
+
+    @cached_property
+    def floor(self) -> Judged:
+        """The validation images in place of samples."""
+        images, labels = self.real["validation"]
+        return self.measured(images, labels, self.near(self.nearest(images)))
 
     def compared(
         self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, part: Part
     ) -> dict[str, Figure]:
         """The figures of a set of images against those of a part, and how many show the class they should."""
-        features = self.judge.features(images)
-        found = set_figures(self.features[part], features)
+        found = set_figures(self.features[part], self.judge.features(images))
         if self.inception is not None:
             found |= field_figures(self.inception_features[part], self.inception.features(images))
         if self.with_classes and labels is not None:
-            found["class_shown"] = mean_of(self.judge.is_right(images, labels).astype(float))
+            found["class_shown"] = fraction_of(self.judge.is_right(images, labels) == 1)
         return found
 
-    def measured(self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None) -> "Judged":
-        """All figures of a set of images against the test part, and the nearest training images."""
+    def measured(self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, near: float) -> Judged:
+        """All figures of a set of images against the test part; a near copy has a training image within `near`."""
         nearest = self.nearest(images)
         found = {**self.compared(images, labels, "test"), **self.trained_on(images, labels)}
-        return Judged({**found, **self.remembered(nearest)}, nearest)
+        found["nearest_distance"] = mean_of(nearest.distances)
+        found["near_copies"] = fraction_of(nearest.distances <= near)
+        return Judged(found, nearest)
 
     def trained_on(self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None) -> dict[str, Figure]:
         """Classification accuracy score: how often a network like the judge, trained on these images, is right on test
@@ -97,34 +105,26 @@ class Yardstick:
             test.labels,
             num_classes=len(self.judge.class_names),
             number=self.judge.number,
-            flip=self.flip,
             device=self.device,
         )
-        return {"classification_accuracy_score": mean_of(right.astype(float))}
+        return {"classification_accuracy_score": fraction_of(right)}
 
     def nearest(self, images: UInt8[np.ndarray, "n c h w"]) -> Nearest:
         """The nearest training image of each image; where training mirrored them, also of the image mirrored."""
-        everything = (self.parts.image_set.images, self.parts.train, self.reporter)
+        everything = (self.parts.image_set.images, self.parts.train, self.device, self.reporter)
         found = nearest_trained(images, *everything)
         if not self.flip:
             return found
-        mirrored = nearest_trained(np.ascontiguousarray(images[..., ::-1]), *everything)
+        mirrored = nearest_trained(images[..., ::-1], *everything)
         nearer = mirrored.distances < found.distances
         return Nearest(
             np.where(nearer, mirrored.distances, found.distances), np.where(nearer, mirrored.indices, found.indices)
         )
 
-    @cached_property
-    def near(self) -> float:
-        """As near to a training image as the nearest 1 % of the validation images are."""
-        return float(np.quantile(self.nearest(self.real["validation"].images).distances, _QUANTILE))
-
-    def remembered(self, nearest: Nearest) -> dict[str, Figure]:
-        """How far the nearest training images are, and the share that has one nearer than 99 % of validation images."""
-        return {
-            "nearest_distance": mean_of(nearest.distances),
-            "near_copies": fraction_of(nearest.distances < self.near),
-        }
+    @staticmethod
+    def near(nearest: Nearest) -> float:
+        """As near to a training image as the nearest 1 % of images are that nothing was trained on."""
+        return float(np.quantile(nearest.distances, _QUANTILE))
 
 
 def yardstick_of(
@@ -132,15 +132,16 @@ def yardstick_of(
 ) -> Yardstick:
     """The judge of a data set, trained or found in the cache, and n images of each part with their features.
 
-    Raises UsageError where there are not so many.
+    Raises UsageError where there are not so many, and ResourceError where memory does not hold them.
     """
-    n = _images_of_each(parts, config.n)
-    judge = judge_of(parts.image_set, parts.train, number=config.judge, flip=flip, reporter=reporter, device=device)
-    real: dict[Part, Labelled] = {"test": parts.test.spread(n), "validation": parts.validation.spread(n)}
+    n = _images_of_each(parts, config)
+    what = f"measuring sets of {n:,} images"
+    check_memory(torch.device("cpu"), _COPIES * n * parts.image_set.images[0].size, what, "choose a smaller --n")
+    judge = judge_of(parts.image_set, parts.train, number=config.judge, reporter=reporter, device=device)
+    real: dict[Part, Labelled] = {"test": parts.test.drawn(n), "validation": parts.validation(n)}
     features = {part: judge.features(labelled.images) for part, labelled in real.items()}
-    few = left_out(n, features["test"].shape[1])
-    notes = tuple(note for note in (_without_classes(judge, real["test"]), few) if note)
-    bare = Yardstick(judge, parts, real, flip, device, reporter, features, notes=notes)
+    notes = (_without_classes(judge, parts.test), _known(parts), left_out(n, features["test"].shape[1]))
+    bare = Yardstick(judge, parts, real, features, flip, device, reporter, notes=tuple(note for note in notes if note))
     return _with_inception(bare) if config.inception else bare
 
 
@@ -149,6 +150,12 @@ def _without_classes(judge: Judge, test: Labelled) -> str | None:
         return None
     why = "the test images have no classes" if judge.learned == "classes" else "there are no classes, or one alone"
     return f"no class shown and no classification accuracy score: {why}"
+
+
+def _known(parts: Parts) -> str | None:
+    if not parts.known:
+        return None
+    return f"{parts.known:,} of {len(parts.test.images):,} test images equal one that training has seen"
 
 
 def _with_inception(bare: Yardstick) -> Yardstick:
@@ -164,11 +171,11 @@ def _with_inception(bare: Yardstick) -> Yardstick:
     return replace(bare, inception=network, inception_features=features, notes=notes)
 
 
-def _images_of_each(parts: Parts, wanted: int | None) -> int:
+def _images_of_each(parts: Parts, config: EvaluateConfig) -> int:
     there = min(len(parts.test.images), len(parts.split.validation))
-    if wanted is not None and wanted > there:
+    if config.n is not None and config.n > there:
         raise UsageError(
-            f"--n {wanted:,}: there are {len(parts.test.images):,} test and {len(parts.split.validation):,} validation "
-            f"images, and sets are compared that are of one size; choose {there:,} at most"
+            f"--n {config.n:,}: there are {len(parts.test.images):,} test and {len(parts.split.validation):,} "
+            f"validation images, and sets are compared that are of one size; choose {there:,} at most"
         )
-    return wanted or min(there, MOST_BY_DEFAULT)
+    return config.n or (there if config.inception else min(there, MOST_BY_DEFAULT))

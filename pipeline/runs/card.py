@@ -66,10 +66,11 @@ def _validation(stage: Path) -> dict[str, str]:
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, str]:
-    judge, chosen = evaluation.judge, evaluation.chosen
+    judge, chosen = evaluation.judge, evaluation.samples
+    tested = f"{evaluation.test_images:,}, of {evaluation.test_data or 'the test part'}"
     facts = {
-        "judge": f"number {judge.number}, learned {judge.learned}, right on {judge.accuracy} of test images",
-        "test images": f"{evaluation.images:,}",
+        "judge": f"number {judge.number}, learned {judge.learned}, right on {judge.accuracy} of real images",
+        "test images": f"{tested}; sets of {evaluation.images:,}",
     }
     named = {"reconstruction": evaluation.stage1, "codes": evaluation.stage2, "floor": evaluation.floor}
     named |= {"samples": chosen.figures} if chosen else {}

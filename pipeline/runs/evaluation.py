@@ -54,11 +54,12 @@ class JudgeFacts:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Evaluation:
-    """evaluation.json of a run and a judge: figures by name, each over `images` test images unless its name says else.
+    """evaluation.json of a run and a judge: figures by name.
 
     `floor` compares validation with test images, `reconstructed` the reconstructions of validation images with test
-    images: what samples can be compared with. `settings` were compared on the validation part, where there were
-    several, and `chosen` is the best of them, or the one asked for. `notes` say what could not be measured, and why.
+    images: what samples can be compared with. `settings` are those last compared on the validation part, with `best`
+    among them; `samples` were measured on the test part, of the best or of the one asked for. `notes` say what could
+    not be measured, and why.
     """
 
     format_version: Literal[4] = FORMAT_VERSION
@@ -67,7 +68,9 @@ class Evaluation:
     decoder_sha256: str
     prior_sha256: str
     judge: JudgeFacts
-    images: int
+    images: int  # of each set that is compared
+    test_images: int  # that stage 1 and 2 are measured on
+    test_data: str | None = None  # where the test images are, if they are no part of the data
     seed: int
     stage1: dict[str, Figure]
     stage2: dict[str, Figure]
@@ -75,7 +78,8 @@ class Evaluation:
     floor: dict[str, Figure]
     reconstructed: dict[str, Figure]
     settings: tuple[Measured, ...]
-    chosen: Measured | None
+    best: Setting | None = None
+    samples: Measured | None
     notes: tuple[str, ...] = ()
 
 

@@ -44,10 +44,10 @@ def _best_setting(folder: RunFolder, vqvae: LoadedVQVAE, priors: Sequence[Loaded
         problem = f"there is no {path} yet, which --guidance best reads"
     elif differing := differing_hashes(evaluation, vqvae, priors):
         problem = f"{path} is of another model than --guidance best is asked for: {'; '.join(differing)}"
-    elif evaluation.chosen is None:
-        problem = f"{path} chose no setting that --guidance best could take"
+    elif evaluation.best is None:
+        problem = f"{path} has compared no settings, of which --guidance best could take one"
     else:
-        return evaluation.chosen.setting
+        return evaluation.best
     raise UsageError(f"{problem}; run `gen evaluate {folder.path} {compared}`")
 
 

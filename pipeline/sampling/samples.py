@@ -95,7 +95,8 @@ def save_grid(folder: Path, images: UInt8[Tensor, "n c h w"]) -> None:
         pixels.grid(shown, math.ceil(len(shown) ** 0.5)).save(unfinished, format="png")
 
 
-def _codes_file(folder: Path, part: range) -> Path:
+def codes_file(folder: Path, part: range) -> Path:
+    """The codes of a part."""
     return folder / CODES / f"{part.start:06d}-{part.stop - 1:06d}.safetensors"
 
 
@@ -106,7 +107,7 @@ def _images_file(folder: Path, part: range, file_format: Format) -> Path:
 def write_part(folder: Path, part: range, samples: Samples, file_format: Format) -> None:
     """Write the images of these indices; their codes come last, and say that the images are there."""
     _WRITERS[file_format](folder, part, samples)
-    with atomic_file(_codes_file(folder, part)) as unfinished:
+    with atomic_file(codes_file(folder, part)) as unfinished:
         samples.save_codes(unfinished)
 
 
@@ -178,7 +179,7 @@ def remove_partial(folder: Path, file_format: Format) -> None:
     whole = written_parts(folder, file_format)
     for part in _coded_parts(folder):
         if part not in whole:
-            _codes_file(folder, part).unlink()
+            codes_file(folder, part).unlink()
     for path in folder.glob("images-*"):
         if not (folder / CODES / f"{path.stem.removeprefix('images-')}.safetensors").is_file():
             path.unlink()
@@ -201,5 +202,5 @@ def first_codes(folder: Path, parts: Sequence[range], count: int) -> Codes:
     levels: list[Codes] = []
     for part in parts:
         if sum(len(codes[0]) for codes in levels) < count:
-            levels.append(load_codes(_codes_file(folder, part)).levels)
+            levels.append(load_codes(codes_file(folder, part)).levels)
     return tuple(level[:count] for level in join_levels(levels))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import UsageError, generate, generate_files, train_vqvae
+from pipeline import UsageError, generate, generate_files, train_prior, train_vqvae
 from pipeline.runs.validation import read_validation
 from pipeline.storage import load_tensors
 from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.training.test_step import of_images
-from tests.pipeline.worker import KINDS, SKIPPED, STAGE_1_KINDS, work
-from tests.tiny import TINY_VQVAE, shapes
+from tests.pipeline.worker import GIVEN, KINDS, SKIPPED, STAGE_1_KINDS, work
+from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,8 +38,18 @@ def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[s
 def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same work done by one process and by two."""
     folder = tmp_path_factory.mktemp("processes")
-    work(folder / "one")
-    result = launch("-m", "tests.pipeline.worker", str(folder / "two"))
+    images, targets = shapes()
+    given = folder / "one" / GIVEN
+    train_vqvae(out=given, images=images, targets=targets, **TINY_VQVAE, validation=0.275, test=0.275)  # 11 images each
+    train_prior(given, images=images, targets=targets, label_dropout=0.2, force=True, **TINY_PRIOR)
+    shutil.copytree(given, folder / "two" / GIVEN)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("one", "two"):
+            patch.setenv("GEN_CACHE", str(folder / "cache"))  # one judge, of which other threads would change last bits
+            if name == "one":
+                work(folder / name)
+            else:
+                result = launch("-m", "tests.pipeline.worker", str(folder / name))
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Warning" not in result.stderr, result.stderr[-3000:]
     return folder / "one", folder / "two"
@@ -108,6 +119,16 @@ def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Pat
         with zipfile.ZipFile(sorted(by_two.glob("*.zip"))[index // 2]) as archive:
             image = np.array(Image.open(io.BytesIO(archive.read(f"{index:06d}.png"))))
         assert np.abs(image.astype(int) - expected[index, 0].numpy()).max() <= 1
+
+
+def test_one_and_two_processes_evaluate_alike(one_and_two: tuple[Path, Path]) -> None:
+    one, two = (json.loads((folder / GIVEN / "evaluation.json").read_text()) for folder in one_and_two)
+    assert one["images"] == 11 and one["samples"]["setting"]["guidance"] == 2 and one["judge"] == two["judge"]
+    for name in ("stage1", "stage2", "floor", "reconstructed"):
+        for figure, expected in one[name].items():
+            assert two[name][figure] == pytest.approx(expected, rel=1e-4, abs=1e-6), (name, figure)
+    ours, theirs = (evaluation["samples"]["figures"]["nearest_distance"] for evaluation in (one, two))
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_processes_that_do_not_see_the_same_files_all_stop_and_say_so(one_and_two: tuple[Path, Path]) -> None:

@@ -54,7 +54,6 @@ class _About:
     number: Number
     learned: Literal["classes", "rotations"]
     num_classes: int
-    flip: bool
     images: int
     fingerprint: str
     sha256: str = ""
@@ -99,20 +98,19 @@ def judge_of(
     train: Int[np.ndarray, "m"],
     *,
     number: Number = 1,
-    flip: bool,
     reporter: Reporter,
     device: torch.device,
 ) -> Judge:
     """The judge of a data set by its training part, `train`: from the cache, or trained now and kept there.
 
-    `flip`: mirrored images show the same. Raises DataError where there is no image to train on.
+    Raises DataError where there is no image to train on.
     """
     labels, names = (None if image_set.labels is None else image_set.labels[train]), image_set.class_names
     if labels is None or len(np.unique(labels)) < 2:
         labels, names = None, ()
-    examples = Examples(image_set.images, train, labels, len(names) or WAYS, flip)
+    examples = Examples(image_set.images, train, labels, len(names) or WAYS)
     learned: Literal["classes", "rotations"] = "classes" if names else "rotations"
-    about = _About(RECIPE, number, learned, examples.num_classes, flip, len(train), image_set.fingerprint)
+    about = _About(RECIPE, number, learned, examples.num_classes, len(train), image_set.fingerprint)
     decides = json.dumps(asdict(about)).encode() + train.astype(np.int64).tobytes()
     key = hashlib.sha256(decides).hexdigest()[:32]
     folder, shape = cache.judges_folder() / key, image_set.shape
@@ -137,7 +135,6 @@ def accuracy_of_training_on(
     num_classes: int,
     number: Number,
     seed: int = _SEED,
-    flip: bool,
     device: torch.device,
 ) -> Bool[np.ndarray, "m"]:
     """Which test images a network sees the class of that was trained, by the recipe of a judge, on these images alone.
@@ -145,7 +142,7 @@ def accuracy_of_training_on(
     The mean is the classification accuracy score where they are samples (Ravuri and Vinyals 2019). Raises DataError
     without images.
     """
-    examples = Examples(images, np.arange(len(images)), labels.astype(np.int64), num_classes, flip)
+    examples = Examples(images, np.arange(len(images)), labels.astype(np.int64), num_classes)
     network = trained_network(examples, number, seed=seed, device=device, reporter=Silent())
     return _computed(network, test_images)[1].argmax(1).numpy() == test_labels
 

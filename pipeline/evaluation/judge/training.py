@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pipeline.errors import DataError
 from pipeline.evaluation.judge.network import JudgeNetwork, Number
 from pipeline.processes import autocast, resolve_precision
-from pipeline.randomness import BatchIndices, Purpose, batch_indices, flips, number, stream, views
+from pipeline.randomness import BatchIndices, Purpose, batch_indices, number, stream, views
 from pipeline.reporting import Reporter
 from pipeline.training.launch import seeded_weights
 
@@ -39,7 +39,6 @@ class Examples:
     chosen: Int[np.ndarray, "m"]
     labels: Int[np.ndarray, "m"] | None
     num_classes: int
-    flip: bool
 
     @property
     def population(self) -> int:
@@ -113,14 +112,10 @@ def turned(images: UInt8[np.ndarray, "n c h w"], way: int) -> UInt8[np.ndarray, 
 
 
 def _batch(examples: Examples, seed: int, step: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
-    """The images of a step, moved and mirrored at random, and what is to be learned of them."""
+    """The images of a step, moved at random, and what is to be learned of them."""
     n = examples.population
     batch = batch_indices(seed, step, batch_size_for(n), n)
     pixels = examples.images[examples.chosen[batch.items]]
-    _, _, height, width = pixels.shape
-    if examples.flip and (examples.labels is not None or height == width):  # mirroring is a way of the others
-        mirrored = flips(seed, batch, n)
-        pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
     pixels = _moved(pixels, stream(seed, Purpose.SHIFT, step))
     if examples.labels is not None:
         return torch.from_numpy(pixels), torch.from_numpy(examples.labels[batch.items])

@@ -14,8 +14,11 @@ def mean_of(values: Float[np.ndarray, "n"]) -> Figure:
 
 
 def fraction_of(which: Bool[np.ndarray, "n"]) -> Figure:
-    """The share of the images that are so."""
-    return mean_of(which.astype(np.float64))
+    """The fraction of the images that are so; its error as that of two successes and two failures more (Agresti and
+    Coull 1998), as one of 0 or 1 is not certain either."""
+    n, count = len(which), int(which.sum())
+    moved = (count + 2) / (n + 4)
+    return Figure(count / n, (moved * (1 - moved) / (n + 4)) ** 0.5)
 
 
 def ratio_of(first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]) -> Figure:

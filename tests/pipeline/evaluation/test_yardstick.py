@@ -17,6 +17,7 @@ from pipeline.data.splits import split
 from pipeline.errors import UsageError
 from pipeline.evaluation.judge import training
 from pipeline.evaluation.measures.distances import frechet_distance
+from pipeline.evaluation.measures.means import fraction_of
 from pipeline.evaluation.measures.memory import nearest_trained, repeats
 from pipeline.evaluation.measures.sets import field_figures, left_out, set_figures
 from pipeline.evaluation.parts import Labelled, Parts
@@ -48,12 +49,12 @@ def yardstick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yardstick]:
 
 @pytest.fixture(scope="module")
 def floor(yardstick: Yardstick) -> Judged:
-    return yardstick.measured(*yardstick.real["validation"])
+    return yardstick.floor
 
 
 def test_the_judge_is_right_on_real_images(yardstick: Yardstick, floor: Judged) -> None:
     assert yardstick.images == 650 and yardstick.facts.learned == "classes"
-    assert yardstick.facts.accuracy.value > 0.9
+    assert yardstick.facts.accuracy.value > 0.8
     figures = floor.figures
     assert abs(figures["class_shown"].value - yardstick.facts.accuracy.value) < 0.04
     assert abs(figures["kernel_distance"].value) < 4 * (figures["kernel_distance"].error or 0)
@@ -72,11 +73,15 @@ def test_noise_is_worst_in_every_figure(yardstick: Yardstick, floor: Judged) -> 
     real = yardstick.real["validation"]
     noise = np.random.default_rng(0).integers(0, 256, real.images.shape).astype(np.uint8)
     halves = np.where(np.random.default_rng(1).random(real.images.shape) < 0.3, noise, real.images)
-    worst, worse, best = yardstick.measured(noise, real.labels), yardstick.measured(halves, real.labels), floor
+    worst, worse, best = (
+        yardstick.measured(noise, real.labels, 0.0),
+        yardstick.measured(halves, real.labels, 0.0),
+        floor,
+    )
     for name in ("precision", "coverage", "class_shown", "classification_accuracy_score", "density"):
-        assert worst.figures[name].value < worse.figures[name].value < best.figures[name].value, name
+        assert worst.figures[name].value < worse.figures[name].value < floor.figures[name].value, name
     for name in ("kernel_distance", "nearest_distance"):
-        assert worst.figures[name].value > worse.figures[name].value > best.figures[name].value, name
+        assert worst.figures[name].value > worse.figures[name].value > floor.figures[name].value, name
     features = [yardstick.judge.features(images) for images in (noise, halves, real.images)]
     distances = [frechet_distance(yardstick.features["test"], own) for own in features]
     assert distances == sorted(distances, reverse=True)
@@ -85,8 +90,8 @@ def test_noise_is_worst_in_every_figure(yardstick: Yardstick, floor: Judged) -> 
 def test_copies_of_training_images_are_caught_by_memory_alone(yardstick: Yardstick, floor: Judged) -> None:
     trained = yardstick.parts.labelled(np.resize(yardstick.parts.train, yardstick.images))
     nearest = yardstick.nearest(trained.images)
-    figures = yardstick.compared(*trained, "test") | yardstick.remembered(nearest)
-    assert figures["near_copies"].value == 1 and figures["nearest_distance"].value == 0
+    figures = yardstick.compared(*trained, "test")
+    assert (nearest.distances == 0).all() and yardstick.near(yardstick.nearest(yardstick.real["test"].images)) > 0
     np.testing.assert_array_equal(nearest.indices, np.resize(yardstick.parts.train, yardstick.images))
     assert figures["precision"].value > floor.figures["precision"].value - 0.1
     assert floor.figures["nearest_distance"].value > 0.1
@@ -113,9 +118,9 @@ def test_sets_are_as_large_as_the_smaller_part(yardstick: Yardstick) -> None:
     parts = yardstick.parts
     with pytest.raises(UsageError, match="--n 651: there are 650 test and 650 validation images"):
         yardstick_of(parts, EvaluateConfig(n=651), flip=False, device=CPU, reporter=Silent())
-    few = Labelled(np.arange(10).reshape(10, 1, 1, 1).astype(np.uint8), np.arange(10)).spread(4)
-    np.testing.assert_array_equal(few.images.ravel(), [0, 2, 5, 7])
-    np.testing.assert_array_equal(few.labels, [0, 2, 5, 7])
+    few = Labelled(np.arange(10).reshape(10, 1, 1, 1).astype(np.uint8), np.arange(10)).drawn(4)
+    np.testing.assert_array_equal(few.images.ravel(), few.labels)
+    assert few.labels is not None and len(set(few.labels)) == 4
 
 
 def test_a_figure_is_left_out_where_images_are_too_few_for_it() -> None:
@@ -143,7 +148,7 @@ def test_the_nearest_image_is_that_of_a_plain_search() -> None:
     images = rng.integers(0, 256, (7, 3, 5, 4)).astype(np.uint8)
     images[3] = trained[41]
     indices = np.arange(1, 60, 2)
-    found = nearest_trained(images, trained, indices, Silent())
+    found = nearest_trained(images, trained, indices, CPU, Silent())
     distances = np.array([[np.sqrt(((a / 255 - trained[i] / 255) ** 2).mean()) for i in indices] for a in images])
     np.testing.assert_array_equal(found.indices, indices[distances.argmin(1)])
     np.testing.assert_allclose(found.distances, distances.min(1), atol=1e-12)
@@ -153,7 +158,14 @@ def test_the_nearest_image_is_that_of_a_plain_search() -> None:
 def test_a_code_map_is_repeated_when_all_its_levels_are() -> None:
     coarse, fine = torch.tensor([[[1]], [[2]]], dtype=torch.int16), torch.tensor([[[3, 4]], [[5, 6]]])
     both = (torch.cat([coarse, coarse[:1]]), torch.cat([fine, fine[1:]]))
-    assert repeats(both, (coarse, fine)).tolist() == [True, True, False]
+    assert repeats(both, [(coarse, fine)]).tolist() == [True, True, False]
+    assert repeats(both, [(coarse, fine), (both[0][2:], both[1][2:])]).all()
+
+
+def test_a_fraction_of_0_or_1_is_not_certain() -> None:
+    none, half = fraction_of(np.zeros(20, bool)), fraction_of(np.arange(1000) % 2 == 0)
+    assert none.value == 0 and none.error == pytest.approx((2 / 24 * 22 / 24 / 24) ** 0.5)
+    assert half.value == 0.5 and half.error == pytest.approx((0.25 / 1000) ** 0.5, rel=0.01)
 
 
 def test_figures_are_written_with_their_errors() -> None:
@@ -163,5 +175,5 @@ def test_figures_are_written_with_their_errors() -> None:
 def test_where_training_images_lie_decides_nothing(tmp_path: Path, yardstick: Yardstick) -> None:
     mapped = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, yardstick.parts.image_set.images.shape)
     mapped[:] = yardstick.parts.image_set.images
-    there = nearest_trained(yardstick.real["test"].images[:20], mapped, yardstick.parts.train, Silent())
+    there = nearest_trained(yardstick.real["test"].images[:20], mapped, yardstick.parts.train, CPU, Silent())
     np.testing.assert_array_equal(there.distances, yardstick.nearest(yardstick.real["test"].images[:20]).distances)

@@ -132,9 +132,10 @@ def evaluate(run: Path, **fields: Any) -> None:
         "judge": JudgeFacts(number=1, sha256="0" * 64, learned="classes", accuracy=Figure(0.9)),
         **{name: {} for name in ("stage1", "stage2", "classes", "floor", "reconstructed")},
         "settings": (chosen,),
-        "chosen": chosen,
+        "best": chosen.setting,
+        "samples": chosen,
     }
-    write_evaluation(RunFolder(run), Evaluation(images=2, seed=0, **{**known, **fields}))
+    write_evaluation(RunFolder(run), Evaluation(images=2, test_images=2, seed=0, **{**known, **fields}))
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_a_request_has_the_numbers_and_is_not_that_of_another_best(run: Path) ->
     request = json.loads(Path("new/request.json").read_text())
     assert (request["guidance"], request["temperature"]) == (30, 0.5)
     assert generate_files(run, n=2, guidance=30, temperature=0.5, out="new").new == 0
-    evaluate(run, chosen=measured(2.0, 1.0))
+    evaluate(run, best=measured(2.0, 1.0).setting)
     with pytest.raises(UsageError, match=r"holds samples of guidance 30.0, not 2.0; temperature 0.5, not 1.0; choose"):
         generate_files(run, n=3, guidance="best", out="new")
     assert len(list(Path("new").glob("0*.png"))) == 2
@@ -197,8 +198,8 @@ def test_where_nothing_was_measured_or_chosen_there_is_no_best(run: Path) -> Non
     with pytest.raises(UsageError, match=rf"there is no \S+evaluation.json yet.*; {MEASURE}"):
         complete(run, IMAGES[0], "top:0.5", guidance="best")
     assert "evaluation" not in succeeds("info", run)
-    evaluate(run, chosen=None, settings=())
-    with pytest.raises(UsageError, match=rf"chose no setting .*; {MEASURE}"):
+    evaluate(run, best=None, settings=())
+    with pytest.raises(UsageError, match=rf"has compared no settings.*; {MEASURE}"):
         generate_files(run, guidance="best", out="new")
     assert "run `gen evaluate" in fails(2, "sample", run, "--guidance", "best", "--out", "new")
     assert not Path("new").exists()
@@ -218,7 +219,7 @@ def test_what_cannot_be_guided_is_evaluated_at_temperatures(trained: Path, tmp_p
     train_prior(trained, out=tmp_path / "shown", **{**GIVEN, "steps": 2, "label_dropout": 0.0})
     with pytest.raises(UsageError, match=r"run `gen evaluate \S+ --temperature 0.8,0.9,1`"):
         generate(tmp_path / "shown", 1, guidance="best")
-    evaluate(tmp_path / "shown", chosen=measured(1.0, 0.5))
+    evaluate(tmp_path / "shown", best=measured(1.0, 0.5).setting)
     assert torch.equal(codes(tmp_path / "shown", guidance="best"), codes(tmp_path / "shown", temperature=0.5))
 
 
@@ -238,7 +239,7 @@ def test_a_forged_evaluation_is_refused(run: Path, field: str, number: float | N
     evaluate(run)
     path = evaluation_file(RunFolder(run))
     content: Any = read_json(path)
-    content["chosen"]["setting"][field] = number
+    content["best"][field] = number
     write_json(path, content)
     with pytest.raises(CheckpointError, match=rf"evaluation.json.*{field}"):
         generate(run, 1, guidance="best")
