@@ -312,8 +312,8 @@ def test_sets_do_not_depend_on_the_order_of_files(run: Path, original: tuple[np.
 
 
 def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(dir: Path) -> None:  # as TemporaryFile is called; root may write everywhere
-        raise PermissionError(13, "Permission denied", str(dir))
+    def refused(**_: object) -> None:  # root may write everywhere
+        raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pipeline.evaluation.evaluate.read_parts", None)
     monkeypatch.setattr("tempfile.TemporaryFile", refused)

@@ -73,11 +73,7 @@ def test_noise_is_worst_in_every_figure(yardstick: Yardstick, floor: Judged) -> 
     real = yardstick.real["validation"]
     noise = np.random.default_rng(0).integers(0, 256, real.images.shape).astype(np.uint8)
     halves = np.where(np.random.default_rng(1).random(real.images.shape) < 0.3, noise, real.images)
-    worst, worse, best = (
-        yardstick.measured(noise, real.labels, 0.0),
-        yardstick.measured(halves, real.labels, 0.0),
-        floor,
-    )
+    worst, worse = (yardstick.measured(images, real.labels, 0.0) for images in (noise, halves))
     for name in ("precision", "coverage", "class_shown", "classification_accuracy_score", "density"):
         assert worst.figures[name].value < worse.figures[name].value < floor.figures[name].value, name
     for name in ("kernel_distance", "nearest_distance"):
