@@ -1,6 +1,7 @@
 """Whatever a command is given is used, or refused in a sentence: values of every option, bytes of images, of files.
 
-    python -m benchmarks.hostile [--options] [--images 3000] [--files 3000] [--every 1] [--seed 0] [--keep FOLDER]
+    python -m benchmarks.hostile [--options] [--images 3000] [--files 3000] [--every 1] [--only NAME] [--seed 0]
+        [--keep FOLDER]
 
 `--options`: every option and argument of every command, and every argument of the Python API, with wrong types, numbers
 out of range, nan, inf, huge, empty, unicode, and paths of another kind. `--images`: pictures of ten formats whose bytes
@@ -27,14 +28,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Unpack, get_args, get_type_hints
 
 import click
 import numpy as np
 import torch
 
-from pipeline import Model, complete, generate, generate_files, load, score, train_prior, train_vqvae
+from pipeline import (
+    Model,
+    complete,
+    evaluate,
+    evaluate_folder,
+    generate,
+    generate_files,
+    load,
+    score,
+    train_prior,
+    train_vqvae,
+)
 from pipeline.cli.main import main as gen_command
+from pipeline.config.arguments import EvaluateArguments
 from pipeline.config.data import DataConfig
 from pipeline.data.image_set import load_images
 from pipeline.errors import GenError
@@ -56,6 +69,7 @@ _COMMANDS = {  # options with which each is quick, and its arguments
     "score": ("--run run --out new.png --quiet", "picture.png"),
     "encode": ("--run run --out new.safetensors --quiet", "pictures"),
     "decode": ("--run run --out new --quiet", "codes.safetensors"),
+    "evaluate": ("--n 1 --quiet", "run"),
     "info": ("", "run"),
     "status": ("", "run"),
 }
@@ -64,10 +78,12 @@ _INSTEAD = {"max-minutes": "--steps", "mask": "--keep", "resume": "--preset"}
 _BESIDE = {("reconstruct", "seed"): "--random", ("train-prior", "shift"): "--encodings 2"}
 
 
-def try_options(machine: Machine, every: int) -> Iterator[Tally]:
+def try_options(machine: Machine, every: int, only: str = "") -> Iterator[Tally]:
     """Every parameter of every command, with every value (or every n-th)."""
     number = 0
     for name, described in gen_command.commands.items():
+        if only not in f"gen {name}":
+            continue
         tally = Tally(f"gen {name}")
         for parameter in described.params:
             for value in VALUES:
@@ -94,11 +110,13 @@ def _arguments(name: str, parameter: click.Parameter, value: str) -> list[str]:
     return [*options, *given, *(argument if argument != ["run"] or flag != "--run" else [])]
 
 
-def try_functions(machine: Machine, every: int) -> Iterator[Tally]:
+def try_functions(machine: Machine, every: int, only: str = "") -> Iterator[Tally]:
     """Every argument of the Python API but reporters, with every object (or every n-th)."""
     folder = machine.begin()
     number = 0
     for function, usual in _functions(folder):
+        if only not in function.__qualname__:
+            continue
         tally = Tally(f"{function.__qualname__}()")
         for name in _names(function):
             for index, make in enumerate(OBJECTS):
@@ -124,12 +142,19 @@ def _functions(folder: Path) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (generate_files, {"run": run, "n": 2, "out": "new"}),
         (complete, {"run": run, "image": images[0], "kept": "top:0.5", "n": 2}),
         (score, {"run": run, "images": images}),
+        (_evaluate, {"run": run, "n": 1}),
+        (evaluate_folder, {"samples": "pictures", "run": run, "n": 1}),
         (Model.encode, {"self": model, "images": images}),
         (Model.decode, {"self": model, "codes": codes}),
         (Model.reconstruct, {"self": model, "images": images}),
         (Model.sampler, {"self": model}),
         (Model.sample, {"self": model, "n": 2}),
     ]
+
+
+def _evaluate(run: Any, **options: Unpack[EvaluateArguments]) -> None:
+    """evaluate(), whose runs have no name."""
+    evaluate(run, **options)
 
 
 def _names(function: Callable[..., Any]) -> list[str]:
@@ -197,6 +222,7 @@ def _add_pictures(machine: Machine, tally: Tally, outcome: Outcome, folder: Path
 _READERS = {
     "info": "info run",
     "sample": "sample run --n 3 --out new --quiet",
+    "sample best": "sample run --guidance best --n 2 --out new --quiet",
     "sample further": "sample run --n 4 --batch-size 2 --quiet",
     "status": "status run",
     "status as JSON": "status run --json",
@@ -226,6 +252,8 @@ def _readers(name: str) -> list[str]:
     """The commands that read a file."""
     if "/samples/" in name:
         return ["sample further"]
+    if name.endswith("evaluation.json"):
+        return ["info", "sample best"]
     if name == "codes.safetensors":
         return ["decode"]
     if "/codes/" in name:
@@ -307,14 +335,15 @@ def _is_whole(run: Path, reader: str) -> bool:
 @click.option("--every", default=1, show_default=True, help="Of the values of options every n-th.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--keep", type=click.Path(path_type=Path), help="A folder for what led to faults.")
-def main(options: bool, images: int, files: int, every: int, seed: int, keep: Path | None) -> None:
+@click.option("--only", default="", help="Of commands and functions those whose name holds this.")
+def main(options: bool, images: int, files: int, every: int, seed: int, keep: Path | None, only: str) -> None:
     """Try and print."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what has used a GPU cannot be forked
     torch.set_num_threads(1)
     total, started, growth, longest = Counter[str](), time.perf_counter(), 0, 0
     with tempfile.TemporaryDirectory() as work:
         machine, rng = Machine(Path(work).resolve(), keep), random.Random(seed)  # noqa: S311 - no secret
-        parts = [try_options(machine, every), try_functions(machine, every)] if options else []
+        parts = [try_options(machine, every, only), try_functions(machine, every, only)] if options else []
         parts += [try_images(machine, images, rng)] if images else []
         parts += [try_files(machine, files, rng)] if files else []
         for tally in (tally for part in parts for tally in part):

@@ -26,6 +26,7 @@ from pipeline.runs.evaluation import Figure, JudgeFacts
 from pipeline.runs.opening import open_run
 from pipeline.sampling.request import REQUEST
 from pipeline.sampling.samples import codes_file, picture_name, written_parts
+from pipeline.storage import check_paths
 from pipeline.training.launch import Launch
 
 _LEAST = 4  # images of a reference: two for the judge, one for each other part
@@ -62,6 +63,7 @@ def evaluate_folder(
     quarter is the floor. What samples should show is said by folders named as the classes, or in a folder that
     `gen sample` wrote by its codes. Raises GenError.
     """
+    check_paths(samples=samples, run=run, reference=reference, data=data, test_data=test_data)
     if (run is None) == (reference is None):
         raise UsageError("measure --samples against the data of one run, or against a --reference: name one of them")
     (config,) = build(options, EvaluateConfig)

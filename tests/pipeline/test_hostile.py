@@ -28,7 +28,7 @@ def tried() -> dict[str, dict[str, Any]]:
 
 def test_every_command_and_function_uses_or_refuses_what_it_is_given(tried: dict[str, dict[str, Any]]) -> None:
     assert {f"gen {name}" for name in main.commands} <= tried.keys()
-    assert {"train_vqvae()", "generate_files()", "complete()", "Model.sample()"} <= tried.keys()
+    assert {"train_vqvae()", "generate_files()", "complete()", "evaluate_folder()", "Model.sample()"} <= tried.keys()
     assert tried["gen train-vqvae"]["refused"] > 5 and tried["train_prior()"]["refused"] > 3
 
 

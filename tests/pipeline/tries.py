@@ -50,7 +50,8 @@ class Machine:
         (work / "stage1" / "run").rename(work / "unlearned")
         whole = work / "whole"
         _lay_out(whole, work / "pictures")
-        for command in ("sample run --n 2 --batch-size 2 --quiet", "encode pictures --run run --quiet"):
+        drawn, measured = "sample run --n 2 --batch-size 2 --quiet", "evaluate run --n 1 --quiet"
+        for command in (drawn, measured, "encode pictures --run run --quiet"):
             result = gen(whole, *command.split())
             assert result.exit_code == 0, result.output
 
