@@ -25,7 +25,7 @@ from pipeline.evaluation.measures.memory import repeats
 from pipeline.evaluation.measures.sets import LEAST
 from pipeline.evaluation.parts import Labelled, Source, read_parts
 from pipeline.evaluation.stage1 import stage1_figures
-from pipeline.evaluation.yardstick import Yardstick, yardstick_of
+from pipeline.evaluation.yardstick import Yardstick, near_quantile, yardstick_of
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.resources import check_writable
 from pipeline.runs.card import write_card
@@ -118,6 +118,15 @@ class _Drawn(NamedTuple):
     codes: Codes
 
 
+class _Sets(NamedTuple):
+    """Figures of sets of images, and the samples that are nearest to a training image with these, for a picture."""
+
+    reconstructed: dict[str, Figure]
+    compared: list[Measured]
+    samples: Measured | None
+    pairs: UInt8[np.ndarray, "m c h w"] | None
+
+
 @dataclass
 class _Evaluating:
     """One run, and what is to be measured of it."""
@@ -150,22 +159,11 @@ class _Evaluating:
 
     def run(self, yardstick: Yardstick) -> Evaluation:
         """Measure all that applies to this run, and write it there."""
-        model, config = self.model, self.model.vqvae.config
+        model, config, test = self.model, self.model.vqvae.config, yardstick.parts.test
         self.launch.reporter.say(f"evaluating {model.run.folder.path}")
-        test, (validation, labels) = yardstick.parts.test, yardstick.real["validation"]
-        codes = model.encode(validation)
-        restored = model.decode(codes).numpy()
-        near = yardstick.near(yardstick.nearest(restored))
-        trained = self._trained_codes()
-        compared = self._compared(yardstick) if len(self.settings) > 1 else self._compared_before(yardstick.facts)
-        drawn = self._draw(self._chosen(compared), yardstick.images, self.config.seed) if self.settings else None
-        judged = yardstick.measured(drawn.images, drawn.labels, near) if drawn else None
-        reconstructed = yardstick.measured(restored, labels, near).figures
+        sets = self._sets(yardstick)
         nats = likelihood.likelihood(model, test, self.launch.reporter) if model.priors else None
-        samples = None
-        if drawn and judged:
-            repeated = _repeated(drawn.codes, trained)
-            samples = Measured(setting=drawn.setting, figures=judged.figures | repeated)
+        stage1 = self._stage1(test, yardstick)
         evaluation = Evaluation(
             codes_sha256=model.vqvae.codes_sha256,
             decoder_sha256=model.vqvae.decoder_sha256,
@@ -175,14 +173,14 @@ class _Evaluating:
             test_images=len(test.images),
             test_data=self.test_data,
             seed=self.config.seed,
-            stage1=self._stage1(test, yardstick),
+            stage1=stage1,
             stage2=likelihood.figures(nats, config.model.values) if nats else {},
             classes=likelihood.by_class(nats, test, config.class_names) if nats else {},
             floor=yardstick.floor.figures,
-            reconstructed=reconstructed | _repeated(codes, trained),
-            settings=tuple(compared),
-            best=_best(compared),
-            samples=samples,
+            reconstructed=sets.reconstructed,
+            settings=tuple(sets.compared),
+            best=_best(sets.compared),
+            samples=sets.samples,
             notes=(*self.notes, *yardstick.notes),
         )
 
@@ -192,12 +190,26 @@ class _Evaluating:
             model.run.folder.evaluation.mkdir(exist_ok=True)
             if nats:
                 pictures.write_nats(model.run.folder, nats.levels)
-            if drawn and judged:
-                originals = yardstick.parts.image_set.images
-                pictures.write_nearest(model.run.folder, drawn.images, originals, judged.nearest)
+            if sets.pairs is not None:
+                pictures.write_nearest(model.run.folder, sets.pairs)
 
         processes.on_main(self.launch.accelerator, write)
         return evaluation
+
+    def _sets(self, yardstick: Yardstick) -> _Sets:
+        """Reconstructions of validation images and samples, against the test part."""
+        validation, labels = yardstick.real["validation"]
+        codes, trained = self.model.encode(validation), self._trained_codes()
+        restored = yardstick.measured(self.model.decode(codes).numpy(), labels)
+        reconstructed = restored.figures | _repeated(codes, trained)
+        if not self.settings:
+            return _Sets(reconstructed, [], None, None)
+        compared = self._compared(yardstick) if len(self.settings) > 1 else self._compared_before(yardstick.facts)
+        drawn = self._draw(self._chosen(compared), yardstick.images, self.config.seed)
+        judged = yardstick.measured(drawn.images, drawn.labels, near_quantile(restored.nearest))
+        figures = judged.figures | _repeated(drawn.codes, trained)
+        pairs = pictures.nearest_pairs(drawn.images, yardstick.parts.image_set.images, judged.nearest)
+        return _Sets(reconstructed, compared, Measured(setting=drawn.setting, figures=figures), pairs)
 
     def _stage1(self, test: Labelled, yardstick: Yardstick) -> dict[str, Figure]:
         codes = self.model.encode(test.images)

@@ -19,7 +19,7 @@ from pipeline.data.pixels import Colour
 from pipeline.data.splits import Split
 from pipeline.errors import DataError, UsageError
 from pipeline.evaluation.parts import Labelled, Parts, Source, classes_as_in, read_parts
-from pipeline.evaluation.yardstick import yardstick_of
+from pipeline.evaluation.yardstick import near_quantile, yardstick_of
 from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.evaluation import Figure, JudgeFacts
@@ -81,8 +81,7 @@ def evaluate_folder(
         raise UsageError(f"--n {config.n:,}: {samples} holds {len(given.images):,} images; choose as many at most")
     n = config.n or min(len(given.images), len(parts.test.images), len(parts.split.validation), MOST_BY_DEFAULT)
     yardstick = yardstick_of(parts, replace(config, n=n), flip=flip, device=found, reporter=reporter)
-    near = yardstick.near(yardstick.nearest(yardstick.real["validation"].images))
-    judged = yardstick.measured(*given.drawn(n), near)
+    judged = yardstick.measured(*given.drawn(n), near_quantile(yardstick.floor.nearest))
     notes = yardstick.notes
     if yardstick.with_classes and given.labels is None:
         notes += (f"no class shown: {samples} has no folders with the names of the classes",)

@@ -17,15 +17,16 @@ _SIDE = 256  # pixels, of a map of positions at least
 _TEXT = 24  # pixels, of a line
 
 
-def write_nearest(
-    folder: RunFolder,
-    samples: UInt8[np.ndarray, "n c h w"],
-    trained: UInt8[np.ndarray, "all c h w"],
-    nearest: Nearest,
-) -> None:
-    """The samples that are nearest to a training image, each above that image."""
+def nearest_pairs(
+    samples: UInt8[np.ndarray, "n c h w"], trained: UInt8[np.ndarray, "all c h w"], nearest: Nearest
+) -> UInt8[np.ndarray, "m c h w"]:
+    """The samples that are nearest to a training image, in rows, each above that image."""
     shown = nearest.distances.argsort(kind="stable")[:_PAIRS]
-    pairs = interleaved(samples[shown], trained[nearest.indices[shown]], min(COLUMNS, len(shown)))
+    return interleaved(samples[shown], trained[nearest.indices[shown]], min(COLUMNS, len(shown)))
+
+
+def write_nearest(folder: RunFolder, pairs: UInt8[np.ndarray, "m c h w"]) -> None:
+    """What `nearest_pairs` gives, as a picture in the run."""
     write_picture(folder.evaluation / "nearest.png", pairs)
 
 

@@ -70,8 +70,7 @@ class Yardstick:
     @cached_property
     def floor(self) -> Judged:
         """The validation images in place of samples."""
-        images, labels = self.real["validation"]
-        return self.measured(images, labels, self.near(self.nearest(images)))
+        return self.measured(*self.real["validation"])
 
     def compared(
         self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, part: Part
@@ -84,12 +83,15 @@ class Yardstick:
             found["class_shown"] = fraction_of(self.judge.is_right(images, labels) == 1)
         return found
 
-    def measured(self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, near: float) -> Judged:
-        """All figures of a set of images against the test part; a near copy has a training image within `near`."""
+    def measured(
+        self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, near: float | None = None
+    ) -> Judged:
+        """All figures of a set of images against the test part. A near copy has a training image within `near`; without
+        it, as the nearest 1 % of these images."""
         nearest = self.nearest(images)
         found = {**self.compared(images, labels, "test"), **self.trained_on(images, labels)}
         found["nearest_distance"] = mean_of(nearest.distances)
-        found["near_copies"] = fraction_of(nearest.distances <= near)
+        found["near_copies"] = fraction_of(nearest.distances <= (near_quantile(nearest) if near is None else near))
         return Judged(found, nearest)
 
     def trained_on(self, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None) -> dict[str, Figure]:
@@ -121,10 +123,10 @@ class Yardstick:
             np.where(nearer, mirrored.distances, found.distances), np.where(nearer, mirrored.indices, found.indices)
         )
 
-    @staticmethod
-    def near(nearest: Nearest) -> float:
-        """As near to a training image as the nearest 1 % of images are that nothing was trained on."""
-        return float(np.quantile(nearest.distances, _QUANTILE))
+
+def near_quantile(nearest: Nearest) -> float:
+    """As near to a training image as the nearest 1 % of images are."""
+    return float(np.quantile(nearest.distances, _QUANTILE))
 
 
 def yardstick_of(
