@@ -82,8 +82,10 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience(tmp_path: Path, tra
 
 
 def test_without_patience_it_goes_on(tmp_path: Path, trained: Path) -> None:
-    stage = prior(trained, out=tmp_path / "run", **{**OVERFIT, "patience": 0, "steps": 100})
+    listening = Listening()
+    stage = prior(trained, out=tmp_path / "run", **{**OVERFIT, "patience": 0, "steps": 100}, reporter=listening)
     assert last_checkpoint(stage).name == "step-000000100"
+    assert not any("stopped early" in text for text in listening.said)
 
 
 def test_a_resumed_run_stops_early_where_the_whole_one_does(tmp_path: Path, trained: Path) -> None:
