@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -49,8 +50,9 @@ def test_another_command_is_refused_and_named(tmp_path: Path, accelerator: Accel
         with pytest.raises(FolderInUseError) as caught, locked(tmp_path, accelerator):
             pass
     assert caught.value.exit_code == 7
+    typed = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
     assert re.fullmatch(
-        rf"another command is writing into {tmp_path}: `.*pytest.*`, process {os.getpid()} on host "
+        rf"another command is writing into {tmp_path}: `{re.escape(typed)}`, process {os.getpid()} on host "
         rf"{socket.gethostname()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait for it, or choose --out",
         str(caught.value),
     )
