@@ -31,8 +31,8 @@ from stage2_prior import PriorConfig
 CONFIGS = (PriorConfig, TrainingConfig, AugmentConfig)
 COLLAPSED = 0.01  # perplexity over the number of codes below which stage 2 has nothing to learn
 # What new priors that know their classes, and can do without, are sampled with where no guidance is given; it is saved
-# in their config.json. The tables of docs/measurements.md decide it.
-DEFAULT_GUIDANCE = 1.0
+# in their config.json. By the tables of docs/measurements.md.
+DEFAULT_GUIDANCE = 1.5
 _LEAST_FRACTION = 0.1  # of the minutes, for each of several levels
 
 
