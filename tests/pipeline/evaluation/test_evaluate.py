@@ -36,7 +36,7 @@ from pipeline.runs.evaluation import Evaluation, Figure, read_evaluation
 from pipeline.runs.layout import RunFolder
 from pipeline.storage import load_tensors
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
-from tests.weights import inception_weights, publish
+from tests.weights import alexnet_weights, inception_weights, publish
 
 IMAGES, TARGETS = shapes(120)
 PARTS: dict[str, Any] = {"validation": 0.25, "test": 0.25}  # 30 images each
@@ -355,6 +355,19 @@ def test_fid_is_left_out_where_its_network_is_not_to_be_had(
     (without,) = evaluate(run, inception=True, n=2)
     assert any("cannot be downloaded" in note for note in without.notes)
     assert without.floor == few.floor
+
+
+def test_lpips_is_measured_where_images_are_large_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    images, targets = shapes(20, (32, 32))
+    train_vqvae(out=tmp_path / "run", images=images, targets=targets, **TINY_VQVAE | {"steps": 2}, test=0.1)
+    with monkeypatch.context() as patch:
+        publish(patch, alexnet_weights(tmp_path))
+        unreachable = "http://127.0.0.1:9/inception-00000000.pth"
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", unreachable)
+        (found,) = evaluate(tmp_path / "run", images=images, targets=targets, inception=True)
+    assert found.stage1["lpips"].value > 0 and found.stage1["lpips"].error is not None
+    assert any(note.startswith("no FID: the weights") for note in found.notes)
 
 
 def test_a_figure_and_an_evaluation_read_back_as_written(run: Path) -> None:
