@@ -62,11 +62,11 @@ def evaluate(
 ) -> list[Evaluation]:
     """Measure runs of one data set on its test part, beside two references, by a judge; write each evaluation.json.
 
-    Without `runs`, the newest. `data`, or `images` with `targets`: where the images are now, if not
-    where they were. `test_data`: other test images than the run's own, which no training may have seen. `options` are
-    the fields of EvaluateConfig. Of several settings (`guidance`, `temperature`) the one of the least Fréchet distance
-    (of kernel distance, where images are few) to the validation part is chosen, and that one is measured on the test
-    part. Where accelerate has launched several processes they divide the drawing of samples. Raises GenError, also for
+    Without `runs`, the newest. `data`, or `images` with `targets`: where the images are now, if not where they were.
+    `test_data`: other test images than the run's own, which no training may have seen. `options` are the fields of
+    EvaluateConfig. Of several settings (`guidance`, `temperature`) the one of the least Fréchet distance (of kernel
+    distance, where images are few) to the validation part is chosen, and measured on the test part with other samples.
+    Where accelerate has launched several processes they divide the drawing of samples. Raises GenError, also for
     runs of different images or parts, which no judge can compare.
     """
     (config,) = build(options, EvaluateConfig)
@@ -143,7 +143,7 @@ class _Evaluating:
         check_writable(evaluation_file(self.model.run.folder, self.config.judge))
 
     def plan(self) -> None:
-        """The settings to draw with. Raises UsageError where the run supports one of them not."""
+        """The settings to draw with. Raises UsageError for one that the run does not support."""
         try:
             self.model.run.check_can_be_sampled()
         except GenError as error:
