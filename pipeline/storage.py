@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias, TypeGuard, TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +25,6 @@ from pipeline.errors import CheckpointError, UsageError, describe
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
-FORMAT_VERSION: Final = 4  # of run folders; every later version reads this one
 
 JsonObject: TypeAlias = dict[str, object]  # whatever JSON can say; `validated` makes it a type of ours
 T = TypeVar("T")
@@ -205,14 +204,6 @@ def read_json(path: Path) -> JsonObject:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
     return content
-
-
-def check_format(path: Path, content: JsonObject) -> None:
-    """Raise CheckpointError unless a configuration is of the format that this version reads."""
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        older = "; train the run anew, or read it with the version of gen that wrote it" if version in (1, 2, 3) else ""
-        raise CheckpointError(f"{path} has format_version {version}; this version reads {FORMAT_VERSION}{older}")
 
 
 def validated(path: Path, content: JsonObject, kind: type[T]) -> T:

@@ -1,14 +1,19 @@
 """Everything that defines a VQ-VAE, in one frozen, validated dataclass."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from stage1_vqvae.objective import ObjectiveConfig
+
 # Bottlenecks with a term of the loss that works against the error, so that the smallest error is not the best model.
 REGULARISED = ("gumbel", "gaussian", "mmd")
+
+SMALLEST_JUDGED = 4  # height and width, in pixels, of images that a discriminator takes
 
 # Options that apply to some bottlenecks alone.
 _OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -28,8 +33,8 @@ _OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class VQVAEConfig:
-    """The architecture of a VQ-VAE and the rules of its codebook.
+class VQVAEConfig(ObjectiveConfig):
+    """The architecture of a VQ-VAE, the rules of its codebook, and its losses.
 
     The three image fields come from the data; every other field is a command-line option.
     """
@@ -100,12 +105,11 @@ class VQVAEConfig:
         "the negative evidence lower bound; else 0.03, as of a Gaussian likelihood at an NMSE of 0.015].",
     )
     mmd_weight: float = Field(default=1.0, ge=0, description="Weight of the maximum mean discrepancy of mmd.")
-    adversarial: bool = Field(
-        default=False,
-        description="Add a patch discriminator (PatchGAN) against the blur of squared error; its loss starts at 30 % "
-        "of training and is fully weighted at 40 %.",
+    objective: Literal["nmse", "sharp"] | None = Field(
+        default=None,
+        description="nmse: the squared error alone; sharp: also an adversarial loss, and what other terms are given a "
+        "weight [default: sharp for images in colour with discrete codes and --likelihood mse, else nmse].",
     )
-    adversarial_weight: float = Field(default=0.02, gt=0, description="Weight of the adversarial loss.")
     commitment: float = Field(default=0.25, ge=0, description="Weight of the commitment loss, beta.")
     ema_decay: float | None = Field(
         default=None,
@@ -138,9 +142,10 @@ class VQVAEConfig:
             problems.append("--unit-codes cannot code what other levels left over; choose --level-kind hierarchical")
         if self.unit_codes and self.code_dim == 1:
             problems.append("--unit-codes of --code-dim 1 are 1 and -1 alone; choose 2 or more")
-        if self.adversarial and min(self.height, self.width) < 4:
+        if self.objective == "sharp" and self.adversarial_weight and min(self.height, self.width) < SMALLEST_JUDGED:
             problems.append(
-                f"--adversarial judges patches of 4 pixels and more; images have {self.height}x{self.width}"
+                f"--objective sharp judges patches of {SMALLEST_JUDGED} pixels and more; images have "
+                f"{self.height}x{self.width}"
             )
         if any(problems):
             raise ValueError("\n".join(filter(None, problems)))
@@ -175,8 +180,8 @@ class VQVAEConfig:
         }
         if self.codebook_rule == "simvq":
             idle |= dict.fromkeys(named & {"revival_threshold", "revival_ends"}, "other codebook rules")
-        if not self.adversarial and "adversarial_weight" in named:
-            idle["adversarial_weight"] = "--adversarial"
+        if self.objective is not None:
+            idle |= self.idle(named, "" if self.objective == "sharp" else "--objective sharp")
         if self.levels == 1 and "level_kind" in named:
             idle["level_kind"] = "--levels of 2 or more"
         return [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
@@ -186,10 +191,18 @@ class VQVAEConfig:
         """Whether codes are integers, as stage 2 needs."""
         return self.bottleneck in ("vq", "gumbel", "fsq")
 
+    def with_objective(self) -> "VQVAEConfig":
+        """The same, with the objective that its images and its codes call for where none was chosen."""
+        if self.objective is not None:
+            return self
+        large = min(self.height, self.width) >= SMALLEST_JUDGED
+        sharp = self.channels == 3 and self.is_discrete and self.likelihood == "mse" and large
+        return replace(self, objective="sharp" if sharp else "nmse")
+
     @property
     def keeps_latest(self) -> bool:
         """Whether to keep the latest weights, not those of the smallest error: a term of the loss works against it."""
-        return self.adversarial or self.bottleneck in REGULARISED
+        return self.objective == "sharp" or self.bottleneck in REGULARISED
 
     @property
     def values(self) -> int:

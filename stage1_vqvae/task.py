@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from stage1_vqvae.bottlenecks import Bottleneck, BottleneckOutput, Reset, Statistics
 from stage1_vqvae.bottlenecks.base import full_precision
 from stage1_vqvae.bottlenecks.codebook import perplexity
-from stage1_vqvae.discriminator import Discriminator, discriminator_ramp
 from stage1_vqvae.losses import Likelihood
 from stage1_vqvae.model import VQVAE, VQVAEOutput
+from stage1_vqvae.sharp import SharpLosses, SharpOutput
 
 
 class VQVAETaskOutput(NamedTuple):
@@ -37,18 +37,18 @@ class Summary(NamedTuple):
 
 
 class VQVAETask(nn.Module):
-    """A VQ-VAE with what its training needs besides: the losses and, for an adversarial one, the discriminator.
+    """A VQ-VAE with what its training needs besides: the losses and, of a sharp one, the discriminator and features.
 
-    The state_dict of `network` is the result; the discriminator is discarded after training.
+    The state_dict of `network` is the result; `sharp` is discarded after training.
     """
 
     def __init__(self, network: VQVAE) -> None:
         super().__init__()
-        self.network = network
-        self.discriminator = Discriminator(network.config) if network.config.adversarial else None
+        self.network, config = network, network.config
+        self.sharp = SharpLosses(config, config) if config.objective == "sharp" else None
 
     def forward(self, images: UInt8[Tensor, "n c h w"], progress: float = 0.0) -> VQVAETaskOutput:
-        """Reconstruction loss, the bottlenecks' terms (equation 3) and, in training mode, the adversarial losses.
+        """Reconstruction loss, the bottlenecks' terms (equation 3) and, in training mode, the losses of `sharp`.
 
         `progress` is step / total steps, for schedules. With several levels, names of a level's metrics end in its
         number: "perplexity/0".
@@ -63,19 +63,20 @@ class VQVAETask(nn.Module):
         for level, own in enumerate(output.levels):
             suffix = f"/{level}" if len(output.levels) > 1 else ""
             metrics |= {f"{name}{suffix}": value for name, value in _level_metrics(own).items()}
-        if self.discriminator is not None and self.training:
-            losses = self.discriminator.losses(target, reconstruction)
-            weight = network.config.adversarial_weight * discriminator_ramp(progress)
-            loss = loss + losses.discriminator + weight * losses.generator
-            metrics["discriminator_loss"] = losses.discriminator.detach()
+        if self.sharp is not None and self.training:
+            sharp: SharpOutput = self.sharp(reconstruction, target, network.data_variance, progress)
+            loss, metrics = loss + sharp.loss, metrics | sharp.metrics
         statistics = tuple(level.statistics for level in output.levels if level.statistics is not None)
         return VQVAETaskOutput(loss, metrics, statistics)
 
     @torch.no_grad()
     def initialise(self, batches: Sequence[UInt8[Tensor, "n c h w"]], generator: torch.Generator) -> None:
-        """Fit the codebooks to the untrained encoder's outputs on a few batches of the training size."""
+        """Fit the codebooks to the untrained encoder's outputs on a few batches of the training size, then features."""
         network = self.network
-        network.levels.initialise([network.encoder(network.normalise(batch)) for batch in batches], generator)
+        normalised = [network.normalise(batch) for batch in batches]
+        network.levels.initialise([network.encoder(batch) for batch in normalised], generator)
+        if self.sharp is not None:
+            self.sharp.initialise(normalised, generator)
 
     def update(self, statistics: Sequence[Statistics], progress: float, generator: torch.Generator) -> list[Reset]:
         """Once per step, after the optimizer, with the statistics of the whole batch. Returns replaced rows."""
@@ -100,7 +101,8 @@ class VQVAETask(nn.Module):
     @property
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Parameters that are trained against all others; none without a discriminator."""
-        return [] if self.discriminator is None else list(self.discriminator.parameters())
+        discriminator = None if self.sharp is None else self.sharp.discriminator
+        return [] if discriminator is None else list(discriminator.parameters())
 
     @property
     def selection_metric(self) -> str | None:

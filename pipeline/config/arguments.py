@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 from pipeline.config.sampling import FloatPrecision, Format
 from pipeline.config.training import Precision
+from stage1_vqvae.objective import Features
 
 
 class DataArguments(TypedDict, total=False):
@@ -42,8 +43,13 @@ class NetworkArguments(TypedDict, total=False):
     likelihood: Literal["mse", "gaussian", "discretized-logistic"]
     kl_weight: float | None
     mmd_weight: float
-    adversarial: bool
+    objective: Literal["nmse", "sharp"] | None
     adversarial_weight: float
+    adversarial_start: float
+    feature_matching: float
+    features: Features
+    feature_weight: float
+    frequency_weight: float
     commitment: float
     ema_decay: float | None
     revival_threshold: float

@@ -10,7 +10,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import CheckpointError, UsageError, describe
-from pipeline.storage import check_format, read_json
+from pipeline.formats import read_current
 
 Options: TypeAlias = Mapping[str, object]  # values by name, before the dataclasses have checked them
 OptionDict: TypeAlias = dict[str, object]
@@ -84,8 +84,7 @@ def given(options: Options) -> OptionDict:
 def read_config_file(path: Path, kind: str, *configs: type) -> OptionDict:
     """The options in a config.json that a stage of this kind saved. Raises UsageError."""
     try:
-        content = read_json(path)
-        check_format(path, content)
+        content = read_current(path)
     except (CheckpointError, OSError) as error:
         raise UsageError(f"--config {path} cannot be read as a saved config.json: {error}") from error
     found = content.get("kind")

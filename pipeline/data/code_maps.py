@@ -14,12 +14,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
+from pipeline.formats import FORMAT_VERSION, read_current
 from pipeline.storage import (
-    FORMAT_VERSION,
     atomic_file,
     load_metadata,
     load_tensors,
-    read_json,
     save_tensors,
     sha256,
     tensors_sha256,
@@ -122,7 +121,7 @@ class CodeIndex:
     It is written last, so that a folder with an index holds all of its maps.
     """
 
-    format_version: Literal[4] = FORMAT_VERSION
+    format_version: Literal[5] = FORMAT_VERSION
     kind: Literal["codes"] = "codes"
     identity: dict[str, str]
     parts: dict[str, tuple[Shard, ...]]
@@ -156,7 +155,7 @@ def write_index(folder: Path, identity: Mapping[str, str], parts: Mapping[str, M
 def read_index(folder: Path) -> CodeIndex:
     """The index of a folder of code maps. Raises CheckpointError."""
     path = folder / INDEX
-    return validated(path, read_json(path), CodeIndex)
+    return validated(path, read_current(path), CodeIndex)
 
 
 def read_parts(

@@ -109,7 +109,8 @@ def compare(
     on. The same call goes on after an interruption. Raises GenError.
     """
     check_paths(out=out, config=config)
-    asked = asked_options(dict(options), images)
+    # Some bottlenecks have a sharp training, others none: unless told otherwise they are compared without it.
+    asked = {"objective": "nmse"} | asked_options(dict(options), images)
     wanted = _wanted(bottlenecks, preset, config, asked)
     folder, reporter = Path(out), reporter or reporter_for_api()
     launch = Launch(asked, processes.start(), reporter, None)

@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from pipeline.formats import FORMAT_VERSION, read_current
 from pipeline.runs.layout import RunFolder
-from pipeline.storage import FORMAT_VERSION, check_format, read_json, validated, write_json
+from pipeline.storage import validated, write_json
 from stage2_prior import GuidanceScale, Temperature
 
 
@@ -62,7 +63,7 @@ class Evaluation:
     not be measured, and why.
     """
 
-    format_version: Literal[4] = FORMAT_VERSION
+    format_version: Literal[5] = FORMAT_VERSION
     kind: Literal["evaluation"] = "evaluation"
     codes_sha256: str
     decoder_sha256: str
@@ -98,6 +99,4 @@ def read_evaluation(folder: RunFolder, judge: int = 1) -> Evaluation | None:
     path = evaluation_file(folder, judge)
     if not path.exists():
         return None
-    content = read_json(path)
-    check_format(path, content)
-    return validated(path, content, Evaluation)
+    return validated(path, read_current(path), Evaluation)

@@ -9,8 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config.data import DataConfig
 from pipeline.config.training import AugmentConfig, TrainingConfig
+from pipeline.formats import FORMAT_VERSION, read_current
 from pipeline.runs.layout import CONFIG
-from pipeline.storage import FORMAT_VERSION, JsonObject, check_format, read_json, validated
+from pipeline.storage import JsonObject, validated
 from stage1_vqvae import VQVAEConfig
 from stage2_prior import GuidanceScale, PriorConfig
 
@@ -22,7 +23,7 @@ SAMPLED_FROM_NORMAL = ("gaussian", "mmd")
 class VQVAERun:
     """config.json of stage 1."""
 
-    format_version: Literal[4] = FORMAT_VERSION
+    format_version: Literal[5] = FORMAT_VERSION
     kind: Literal["vqvae"] = "vqvae"
     model: VQVAEConfig
     training: TrainingConfig
@@ -40,7 +41,7 @@ class PriorRun:
     resolved when the training began, so that a seed keeps its pictures; folders from before there was one have 1.
     """
 
-    format_version: Literal[4] = FORMAT_VERSION
+    format_version: Literal[5] = FORMAT_VERSION
     kind: Literal["prior"] = "prior"
     model: PriorConfig
     training: TrainingConfig
@@ -58,9 +59,7 @@ Saved = TypeVar("Saved", VQVAERun, PriorRun)
 def read_config(folder: Path, kind: type[Saved], name: str = CONFIG) -> Saved:
     """The configuration of a stage's model, or with `name` of the training in progress. Raises CheckpointError."""
     path = folder / name
-    content = read_json(path)
-    check_format(path, content)
-    return validated(path, content, kind)
+    return validated(path, read_current(path), kind)
 
 
 def as_json(config: VQVAERun | PriorRun) -> JsonObject:

@@ -13,10 +13,11 @@ from pydantic.dataclasses import dataclass
 from pipeline import processes
 from pipeline.config.sampling import FloatPrecision, Format
 from pipeline.errors import UsageError
+from pipeline.formats import FORMAT_VERSION, read_current
 from pipeline.resources import check_writable
 from pipeline.runs.lock import locked
 from pipeline.sampling.samples import CODES, remove_partial
-from pipeline.storage import FORMAT_VERSION, read_json, validated, write_json
+from pipeline.storage import validated, write_json
 
 REQUEST = "request.json"
 
@@ -25,7 +26,7 @@ REQUEST = "request.json"
 class Request:
     """request.json of a folder of samples: all that decides what its images are, and how they are laid out."""
 
-    format_version: Literal[4] = FORMAT_VERSION
+    format_version: Literal[5] = FORMAT_VERSION
     kind: Literal["samples"] = "samples"
     codes_sha256: str
     decoder_sha256: str
@@ -58,7 +59,7 @@ def sample_folder(folder: Path, request: Request, accelerator: Accelerator) -> I
 
     def prepare() -> None:
         if path.exists():
-            _check_same(folder, validated(path, read_json(path), Request), request)
+            _check_same(folder, validated(path, read_current(path), Request), request)
             remove_partial(folder, request.format)
         else:  # before anything else, or a command that is killed leaves a folder that belongs to nothing
             write_json(path, asdict(request))

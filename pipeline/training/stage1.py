@@ -1,5 +1,6 @@
 """Train stage 1: what `gen train-vqvae` calls."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Unpack
@@ -171,11 +172,15 @@ def new_options(asked: Options, preset: str | None, config: str | Path | None) -
     # Any image will do to check the options: this one is divisible by every stride allowed.
     shape = {"channels": 1, "height": 2**15, "width": 2**15}
     options = StageOptions(*build(resolved, DataConfig, VQVAEConfig, TrainingConfig, derived=shape))
-    idle = options.data.without_effect(set(asked)) + options.model.without_effect(asked)
-    if idle:
-        raise UsageError("\n".join(idle))
-    _check_patience(asked, options.model)
+    _check_have_effect(asked, options.model, options.data.without_effect(set(asked)))
     return options
+
+
+def _check_have_effect(asked: Options, model: VQVAEConfig, others: Sequence[str] = ()) -> None:
+    """Raise UsageError for options that mean nothing to this model, and for `others` of which this is known."""
+    if idle := [*others, *model.without_effect(asked)]:
+        raise UsageError("\n".join(idle))
+    _check_patience(asked, model)
 
 
 def _check_patience(asked: Options, model: VQVAEConfig) -> None:
@@ -190,6 +195,8 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
     channels, height, width = image_set.shape
     shape = {"channels": channels, "height": height, "width": width}
     (model,) = build(flatten(options.model), VQVAEConfig, derived=shape)
+    model = model.with_objective()
+    _check_have_effect(launch.options, model)
     return VQVAERun(
         model=model,
         training=fit_to_processes(options.training, launch.accelerator),

@@ -34,7 +34,7 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
     "simvq": {"codebook_rule": "simvq", "unit_codes": True},
     "hierarchical": {"levels": 2, "downsampling": 2},
     "residual": {"levels": 2, "level_kind": "residual", "likelihood": "discretized-logistic"},
-    "gaussian": {"bottleneck": "gaussian", "adversarial": True},
+    "gaussian": {"bottleneck": "gaussian", "objective": "sharp"},
     "mmd": {"bottleneck": "mmd"},
 }
 SKIPPED = "skipped"  # a run of which one step is skipped

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
+from stage1_vqvae.perceptual import focal_frequency
 from stage1_vqvae.task import image_noise
 
 Kind = Literal["gaussian", "discretized-logistic"]
@@ -65,7 +66,14 @@ def test_evaluation_adds_up_over_batches(levels: int) -> None:
         ({"bottleneck": "gaussian"}, {"kl"}),
         ({"bottleneck": "mmd"}, {"mmd"}),
         ({"bottleneck": "none"}, set()),
-        ({"adversarial": True}, {"perplexity", "discriminator_loss"}),
+        (
+            {"objective": "sharp"},
+            {"perplexity", "discriminator_loss", "discriminator_accuracy", "adversarial_ramp"},
+        ),
+        (
+            {"objective": "sharp", "adversarial_weight": 0, "features": "kmeans", "frequency_weight": 0.1},
+            {"perplexity", "feature_distance", "frequency_distance"},
+        ),
     ],
 )
 def test_metrics_of_a_level_have_its_number_where_there_are_several(options: dict[str, Any], names: set[str]) -> None:
@@ -134,7 +142,7 @@ def test_without_a_likelihood_or_a_distribution_of_codes_there_are_no_bits_per_d
 
 
 def test_the_discriminator_takes_part_in_training_alone() -> None:
-    task = VQVAETask(VQVAE(config(adversarial=True)))
+    task = VQVAETask(VQVAE(config(objective="sharp")))
     images = random_images(6)
     assert "discriminator_loss" in task.train()(images, 0.5).metrics
     assert "discriminator_loss" not in task.eval()(images, 0.5).metrics
@@ -151,13 +159,13 @@ def test_the_discriminator_takes_part_in_training_alone() -> None:
 
 def test_the_published_network_is_without_the_discriminator_and_built_as_without_one() -> None:
     torch.manual_seed(3)
-    with_one = VQVAETask(VQVAE(config(adversarial=True, likelihood="gaussian")))
+    with_one = VQVAETask(VQVAE(config(objective="sharp", likelihood="gaussian")))
     torch.manual_seed(3)
     without = VQVAETask(VQVAE(config(likelihood="gaussian")))
     published, other = with_one.network.state_dict(), without.network.state_dict()
     assert published.keys() == other.keys() and all(torch.equal(published[name], other[name]) for name in other)
     assert with_one.state_dict().keys() > {f"network.{name}" for name in published}
-    assert without.discriminator is None and without.discriminator_parameters == []
+    assert without.sharp is None and without.discriminator_parameters == []
 
 
 @pytest.mark.parametrize("rule", ["ema", "gradient"])
@@ -171,7 +179,7 @@ def test_codebooks_and_scales_have_no_weight_decay(rule: Literal["ema", "gradien
 
 def test_the_metric_of_selection_is_the_error_unless_the_latest_weights_are_kept() -> None:
     assert VQVAETask(VQVAE(config())).selection_metric == "nmse"
-    assert VQVAETask(VQVAE(config(adversarial=True))).selection_metric is None
+    assert VQVAETask(VQVAE(config(objective="sharp"))).selection_metric is None
     assert VQVAETask(VQVAE(config(bottleneck="gumbel"))).selection_metric is None
 
 
@@ -196,18 +204,27 @@ def test_the_noise_of_an_image_is_seeded_by_the_checksum_of_its_pixels() -> None
 
 @pytest.mark.parametrize(("progress", "ramp"), [(0.2, 0.0), (0.34, 0.4), (0.5, 1.0)])
 def test_the_loss_is_the_sum_of_all_terms_with_their_weights(progress: float, ramp: float) -> None:
-    options = {"adversarial": True, "adversarial_weight": 0.3, "likelihood": "gaussian", "levels": 2}
+    options = {
+        "objective": "sharp",
+        "adversarial_weight": 0.3,
+        "adversarial_start": 0.3,
+        "likelihood": "gaussian",
+        "levels": 2,
+    }
+    options |= {"feature_matching": 0.2, "frequency_weight": 0.7}
     task, images = VQVAETask(VQVAE(config(**options), data_variance=0.04)).train(), random_images(4)
     output = task(images, progress)
     reconstructed, target = task.network(images, progress), images.float() / 255 - 0.5
-    assert task.discriminator is not None and task.network.likelihood is not None
-    losses = task.discriminator.losses(target, reconstructed.reconstruction)
+    assert task.sharp is not None and task.sharp.discriminator is not None and task.network.likelihood is not None
+    losses = task.sharp.discriminator.losses(target, reconstructed.reconstruction)
     terms = [task.network.likelihood(reconstructed.reconstruction, target), losses.discriminator]
     terms += [level.loss for level in reconstructed.levels]
-    expected = sum(float(term.detach()) for term in terms) + 0.3 * ramp * float(losses.generator.detach())
-    assert len(terms) == 4 and abs(float(losses.generator.detach())) > 1e-3
+    terms += [0.7 * focal_frequency(reconstructed.reconstruction, target) / task.network.data_variance]
+    adversarial = 0.3 * losses.generator + 0.2 * losses.matching
+    expected = sum(float(term.detach()) for term in terms) + ramp * float(adversarial.detach())
+    assert len(terms) == 5 and abs(float(losses.generator.detach())) > 1e-3 and float(losses.matching.detach()) > 1e-4
     assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
-    assert float(output.metrics["bottleneck_loss"]) == pytest.approx(float(torch.stack(terms[2:]).sum().detach()))
+    assert float(output.metrics["bottleneck_loss"]) == pytest.approx(float(torch.stack(terms[2:4]).sum().detach()))
 
 
 def test_each_level_is_updated_with_statistics_of_its_own() -> None:

@@ -151,7 +151,7 @@ def test_a_smaller_downsampling_is_proposed_only_where_there_is_one() -> None:
 )
 def test_each_tensor_belongs_to_the_codes_or_to_the_decoder(bottleneck: Bottleneck, levels: int) -> None:
     config = VQVAEConfig(
-        bottleneck=bottleneck, levels=levels, num_codes=10, hidden=8, likelihood="gaussian", adversarial=True
+        bottleneck=bottleneck, levels=levels, num_codes=10, hidden=8, likelihood="gaussian", objective="sharp"
     )
     network = VQVAE(config)
     codes, decoder, every = network.code_tensors(), network.decoder_tensors(), network.state_dict()

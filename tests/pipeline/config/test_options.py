@@ -118,6 +118,7 @@ def test_options_that_mean_nothing_are_refused_by_name() -> None:
         "bottleneck": "gaussian",
         "num_codes": 64,
         "mmd_weight": 2.0,
+        "objective": "nmse",
         "adversarial_weight": 1.0,
         "level_kind": "residual",
     }
@@ -126,7 +127,7 @@ def test_options_that_mean_nothing_are_refused_by_name() -> None:
     said = str(error.value)
     assert "--num-codes belongs to --bottleneck vq or gumbel or fsq" in said
     assert "--mmd-weight belongs to --bottleneck mmd" in said
-    assert "--adversarial-weight belongs to --adversarial" in said
+    assert "--adversarial-weight belongs to --objective sharp" in said
     assert "--level-kind belongs to --levels of 2 or more" in said
     with pytest.raises(UsageError, match="--revival-ends belongs to other codebook rules"):
         new_options({"codebook_rule": "simvq", "revival_ends": 0.5}, None, None)
@@ -137,4 +138,4 @@ def test_all_that_does_not_fit_together_is_named_at_once() -> None:
     with pytest.raises(
         ValueError, match=r"not divisible by --downsampling = 4(.|\n)*no product of 2 to 8(.|\n)*judges patches"
     ):
-        VQVAEConfig(height=3, width=3, bottleneck="fsq", num_codes=509, adversarial=True)
+        VQVAEConfig(height=3, width=3, bottleneck="fsq", num_codes=509, objective="sharp")

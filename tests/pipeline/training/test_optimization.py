@@ -34,7 +34,7 @@ STAGE2: dict[str, Any] = {**TINY_PRIOR, **COMMON, "dropout": 0.5}
 RULES: dict[str, dict[str, Any]] = {
     "ema": {"revival_threshold": 0.95},
     "gradient": {"codebook_rule": "gradient", "revival_threshold": 0.95},
-    "adversarial": {"adversarial": True},
+    "adversarial": {"objective": "sharp"},
 }
 
 
@@ -77,7 +77,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [(kind, f"network.{part}") for kind in RULES for part in ("encoder", "decoder")]
-    + [("adversarial", "discriminator")],
+    + [("adversarial", "sharp.discriminator")],
 )
 def test_a_step_with_a_gradient_that_is_no_number_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str

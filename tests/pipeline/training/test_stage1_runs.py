@@ -106,11 +106,11 @@ def test_levels_are_trained_saved_and_loaded(kind: Kind) -> None:
 
 def test_an_adversarial_training_keeps_its_latest_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     images, targets = shapes()
-    for adversarial, kept in ((True, 12), (False, 3)):
+    for objective, kept in (("sharp", 12), ("nmse", 3)):
         values = iter([0.1, 0.2, 0.3, 0.4])
         monkeypatch.setattr(Trainer, "evaluate", lambda self, values=values: Metrics({"nmse": next(values)}))
-        options = {**TINY_VQVAE, "adversarial": adversarial, "evaluations": 4}
-        run = train_vqvae(out=f"run-{adversarial}", images=images, targets=targets, **options).run
+        options = {**TINY_VQVAE, "objective": objective, "evaluations": 4}
+        run = train_vqvae(out=f"run-{objective}", images=images, targets=targets, **options).run
         assert json.loads((run / "vqvae" / "validation.json").read_text())["step"] == kept
 
 

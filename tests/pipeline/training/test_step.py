@@ -113,13 +113,13 @@ def norm(tensors: Sequence[Tensor]) -> float:
 
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
 def test_the_gradient_is_clipped_by_its_norm_and_the_discriminators_by_its_own(tmp_path: Path, clip: float) -> None:
-    trainer = of_images(tmp_path, {"adversarial": True, "adversarial_weight": 0.5}, clip=clip)
+    trainer = of_images(tmp_path, {"objective": "sharp", "adversarial_weight": 0.5}, clip=clip)
     batch = trainer.training_batch(trainer._batch_indices(50))
     names, parameters = zip(*trainer.module.named_parameters(), strict=True)
     plain = dict(zip(names, torch.autograd.grad(trainer.module(batch, 0.5).loss, parameters), strict=True))
     seen = gradients_of(trainer)
     metrics = trainer.train_step(50).metrics
-    for prefix in ("network.", "discriminator."):
+    for prefix in ("network.", "sharp.discriminator."):
         group = [name for name in names if name.startswith(prefix)]
         length = norm([plain[name] for name in group])
         assert 1e-2 < length < 1e2, "above one clip and below the other"
