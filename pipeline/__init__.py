@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.sampling.model import load as load
     from pipeline.sampling.samples import Samples as Samples
     from pipeline.training.launch import Trained as Trained
+    from pipeline.training.sharpen import sharpen as sharpen
     from pipeline.training.stage1 import train_vqvae as train_vqvae
     from pipeline.training.stage2 import train_prior as train_prior
     from stage2_prior import SamplingOptions as SamplingOptions
@@ -62,6 +63,7 @@ _EXPORTS = {
     "pipeline.sampling.model": ("Model", "load"),
     "pipeline.sampling.samples": ("Samples",),
     "pipeline.training.launch": ("Trained",),
+    "pipeline.training.sharpen": ("sharpen",),
     "pipeline.training.stage1": ("train_vqvae",),
     "pipeline.training.stage2": ("train_prior",),
     "stage2_prior": ("SamplingOptions",),

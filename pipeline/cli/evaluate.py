@@ -5,9 +5,10 @@ from typing import Unpack
 
 import click
 
-from pipeline.cli.flags import device_option, flags, quiet_option, say_result
+from pipeline.cli.flags import decoder_option, device_option, flags, quiet_option, say_result
 from pipeline.config.arguments import EvaluateArguments
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.sampling import DecoderName
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.folders import FolderEvaluation, evaluate_folder
@@ -26,6 +27,7 @@ from pipeline.sampling.model import loaded
 @click.option("--reference", help="Real images to measure --samples against, without a run.")
 @click.option("--image-size", help="Size that images of a --reference are cut to, as for gen train-vqvae.")
 @device_option
+@decoder_option
 @quiet_option
 @flags(EvaluateConfig)
 def evaluate_command(
@@ -36,6 +38,7 @@ def evaluate_command(
     reference: str | None,
     image_size: str | None,
     device: str | None,
+    decoder: DecoderName | None,
     quiet: bool,
     **options: Unpack[EvaluateArguments],
 ) -> None:
@@ -47,6 +50,10 @@ def evaluate_command(
     """
     reporter = reporter_for_command(quiet)
     if samples is not None:
+        if decoder is not None:
+            raise UsageError(
+                f"--decoder {decoder} makes a run's own samples, and --samples are made already; leave it out"
+            )
         if len(runs) > 1:
             raise UsageError(f"--samples are measured against the data of one run; got {len(runs)}")
         run = runs[0] if runs else None
@@ -65,7 +72,7 @@ def evaluate_command(
         return
     if reference is not None or image_size is not None:
         raise UsageError("--reference, and its --image-size, are what --samples are measured against; name those too")
-    models = [loaded(run, "finished", device) for run in runs or (None,)]
+    models = [loaded(run, "finished", device, decoder=decoder) for run in runs or (None,)]
     done = evaluate(*models, data=data, test_data=test_data, reporter=reporter, **options)
     named = {str(model.run.folder.path): one for model, one in zip(models, done, strict=True)}
     for name, one in named.items():

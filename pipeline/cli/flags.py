@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic.fields import FieldInfo
 
 from pipeline.config.options import Options, given, option_fields
+from pipeline.config.sampling import DecoderName
 from pipeline.data import pixels
 from pipeline.data.sources import SUFFIXES
 from pipeline.errors import UsageError
@@ -25,6 +26,11 @@ Command = Callable[P, None]
 Decorator = Callable[[Command[...]], Command[...]]
 
 device_option = click.option("--device", help="Such as cpu or cuda:0 [default: a GPU if there is one].")
+decoder_option = click.option(
+    "--decoder",
+    type=click.Choice(get_args(DecoderName)),
+    help="That of stage 1, or that of `gen sharpen` [default: sharp where there is one].",
+)
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress; errors and the result alone.")
 
 

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from pipeline.cli.flags import (
     check_is_new,
     check_out_is_new_picture,
+    decoder_option,
     device_option,
     quiet_option,
     run_option,
@@ -21,6 +22,7 @@ from pipeline.cli.flags import (
     say_result,
 )
 from pipeline.cli.inputs import images_like, images_of_paths, in_batches
+from pipeline.config.sampling import DecoderName
 from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.data.pictures import COLUMNS, interleaved
 from pipeline.errors import CheckpointError, UsageError
@@ -39,6 +41,7 @@ images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAG
 @images_argument
 @run_option
 @device_option
+@decoder_option
 @click.option("--out", type=click.Path(path_type=Path), default="reconstructions.png", show_default=True)
 @click.option("--levels", type=click.IntRange(1), help="Of several levels of codes the first ones only.")
 @click.option("--n", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Images in the picture.")
@@ -49,6 +52,7 @@ def reconstruct_command(
     paths: tuple[Path, ...],
     run: Path | None,
     device: str | None,
+    decoder: DecoderName | None,
     out: Path,
     levels: int | None,
     n: int,
@@ -63,7 +67,7 @@ def reconstruct_command(
     check_out_is_new_picture(out)
     if seed is not None and not at_random:
         raise UsageError(f"--seed {seed} says which images --random draws; add --random, or leave it out")
-    model = loaded(run, "vqvae", device)
+    model = loaded(run, "vqvae", device, decoder=decoder)
     model.check_levels(levels)
     parts = images_of_paths(model.vqvae.config, paths)[0]
     total = sum(map(len, parts))
@@ -114,6 +118,7 @@ def _reconstruct(
 @images_argument
 @run_option
 @device_option
+@decoder_option
 @click.option("--class", "label", metavar="CLASS", help="What the images show [default: any class, in proportion].")
 @click.option("--out", type=click.Path(path_type=Path), default="surprise.png", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image in place of the table.")
@@ -122,6 +127,7 @@ def score_command(
     paths: tuple[Path, ...],
     run: Path | None,
     device: str | None,
+    decoder: DecoderName | None,
     label: str | None,
     out: Path,
     as_json: bool,
@@ -134,7 +140,7 @@ def score_command(
     """
     check_out_is_new_picture(out)
     reporter = reporter_for_command(quiet)
-    model = loaded(run, "samples", device)
+    model = loaded(run, "samples", device, decoder=decoder)
     parts, names = images_of_paths(model.vqvae.config, paths)
     originals = parts[0] if len(parts) == 1 else np.concatenate(parts)
     del parts
@@ -184,13 +190,16 @@ def encode_command(data: str, run: Path | None, device: str | None, out: Path, q
 @click.argument("codes", type=click.Path(path_type=Path))
 @run_option
 @device_option
+@decoder_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the images.")
 @quiet_option
-def decode_command(codes: Path, run: Path | None, device: str | None, out: Path, quiet: bool) -> None:
+def decode_command(
+    codes: Path, run: Path | None, device: str | None, decoder: DecoderName | None, out: Path, quiet: bool
+) -> None:
     """Turn a file of code maps into images."""
     check_is_new(out)
     reporter = reporter_for_command(quiet)
-    model = loaded(run, "vqvae", device)
+    model = loaded(run, "vqvae", device, decoder=decoder)
     maps, ours = load_codes(codes), model.vqvae.codes_sha256
     metadata = load_metadata(codes)
     theirs = metadata.get("codes_sha256", metadata.get("vqvae_sha256", ours))  # the latter in files of format 3
@@ -210,7 +219,7 @@ def _announce(reporter: Reporter, model: Model, task: str) -> None:
         ("task", task),
         ("run", str(model.run.folder.path)),
         ("device", str(model.device)),
-        ("images", images_in_words(config)),
+        ("images", f"{images_in_words(config)}, {model.run.decoder} decoder"),
         ("codes", codes_in_words(config)),
     ]
     reporter.say(table(facts))

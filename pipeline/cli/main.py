@@ -16,6 +16,7 @@ from pipeline.errors import GenError, exit_code, is_out_of_memory, was_stopped
 _LESS_MEMORY = {
     "train-vqvae": "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less",
     "train-prior": "a smaller --batch-size or more --micro-batches need less",
+    "sharpen": "a smaller --batch-size or more --micro-batches need less",
     "compare": "a smaller --batch-size, more --micro-batches or a smaller --image-size needs less",
     "sample": "a smaller --batch-size needs less",
 }

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from pipeline.cli.flags import (
     check_out_is_new_picture,
+    decoder_option,
     device_option,
     flags,
     quiet_option,
@@ -22,7 +23,7 @@ from pipeline.cli.inputs import images_like, single_image
 from pipeline.config.arguments import CompleteArguments, GenerateFilesArguments
 from pipeline.config.data import DataConfig
 from pipeline.config.options import build
-from pipeline.config.sampling import CompleteConfig, FileConfig, SampleConfig
+from pipeline.config.sampling import CompleteConfig, DecoderName, FileConfig, SampleConfig
 from pipeline.data import pixels
 from pipeline.data.image_set import load_images
 from pipeline.data.pictures import COLUMNS
@@ -47,6 +48,7 @@ from stage2_prior import SamplingOptions
     help="Classes to draw, in turn, by name or number [default: in the data's proportions].",
 )
 @device_option
+@decoder_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED, and the classes asked for]."
 )
@@ -56,13 +58,14 @@ def sample_command(
     run: Path | None,
     label: str | None,
     device: str | None,
+    decoder: DecoderName | None,
     out: Path | None,
     quiet: bool,
     **options: Unpack[GenerateFilesArguments],
 ) -> None:
     """Draw new images from a run (by default the newest). Typed again, it draws what an interruption left out."""
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
-    model = loaded(run, "samples", device, config.precision)
+    model = loaded(run, "samples", device, config.precision, decoder)
     reporter = reporter_for_command(quiet)
     reporter.say(_task(model, config, model.resolve(sampling), files, label))
     done = generate_files(model, label=label, out=out, reporter=reporter, **options)
@@ -83,7 +86,7 @@ def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: 
             ("run", str(model.run.folder.path)),
             ("device", str(model.device)),
             ("codes", codes_in_words(vqvae)),
-            ("images", images_in_words(vqvae)),
+            ("images", f"{images_in_words(vqvae)}, {model.run.decoder} decoder"),
             ("classes", classes),
         ]
     )
@@ -101,6 +104,7 @@ def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: 
     help="Class of the image [default: drawn at random, in favour of those that fit the kept part].",
 )
 @device_option
+@decoder_option
 @click.option("--out", type=click.Path(path_type=Path), default="completions.png", show_default=True)
 @flags(CompleteConfig, SamplingOptions)
 def complete_command(
@@ -110,6 +114,7 @@ def complete_command(
     mask: Path | None,
     label: str | None,
     device: str | None,
+    decoder: DecoderName | None,
     out: Path,
     **options: Unpack[CompleteArguments],
 ) -> None:
@@ -125,7 +130,7 @@ def complete_command(
     if (keep is None) == (mask is None):
         raise UsageError("say what stands: either --keep top:0.5, or --mask MASK.png")
     build(options, CompleteConfig, SamplingOptions)
-    model = loaded(run, "samples", device)
+    model = loaded(run, "samples", device, decoder=decoder)
     config = model.vqvae.config
     original = single_image(image, images_like(config, str(image)))
     kept = str(keep) if mask is None else _mask_of_picture(mask, image, (config.model.height, config.model.width))

@@ -1,4 +1,4 @@
-"""`gen train-vqvae`, `gen train-prior`, `gen compare`."""
+"""`gen train-vqvae`, `gen train-prior`, `gen sharpen`, `gen compare`."""
 
 import functools
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Unpack
 import click
 
 from pipeline.cli.flags import Command, flags, quiet_option, run_argument, say_result
-from pipeline.config.arguments import CompareArguments, PriorArguments, VQVAEArguments
+from pipeline.config.arguments import CompareArguments, PriorArguments, SharpenArguments, VQVAEArguments
 from pipeline.config.data import DataConfig
+from pipeline.config.options import option_names
 from pipeline.config.presets import PRESETS, PresetName
 from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.errors import UsageError
@@ -17,9 +18,10 @@ from pipeline.reporting import reporter_for_command
 from pipeline.runs.layout import RunFolder
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, VQVAERun, read_config
 from pipeline.training.levels import check_codebook
+from pipeline.training.sharpen import NAME, sharpen
 from pipeline.training.stage1 import default_folder, train_vqvae
 from pipeline.training.stage2 import train_prior
-from stage1_vqvae import VQVAEConfig
+from stage1_vqvae import ObjectiveConfig, VQVAEConfig
 from stage2_prior import PriorConfig
 
 _PRESET_HELP = {
@@ -38,6 +40,13 @@ def _training_options(stage: str, command: Command[...]) -> Command[...]:
         click.option("--preset", type=click.Choice(list(PRESETS)), help=_PRESET_HELP[stage]),
         click.option("--config", type=click.Path(path_type=Path), help="A config.json that a run saved: its options."),
         click.option("--out", type=click.Path(path_type=Path), help=_OUT_HELP[stage]),
+    ]
+    return functools.reduce(lambda done, option: option(done), reversed(options), _loop_options(command))
+
+
+def _loop_options(command: Command[...]) -> Command[...]:
+    """What every training can be asked for besides the fields of its configurations."""
+    options = [
         click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),
         click.option("--log", type=click.Choice(["tensorboard"]), help="Log there too, besides metrics.jsonl."),
         quiet_option,
@@ -116,6 +125,29 @@ def train_prior_command(
     say_result(f"wrote {done.run / 'prior'} (validation: {done.validation.brief()}); next: {next_command}")
 
 
+@click.command("sharpen")
+@run_argument
+@_loop_options
+@click.option("--data", help="Where the images are now, if stage 1 found them elsewhere.")
+@flags(ObjectiveConfig, TrainingConfig, preset=dict.fromkeys(option_names(TrainingConfig)), without=("patience",))
+def sharpen_command(
+    run: Path | None,
+    resume: str | None,
+    log: str | None,
+    data: str | None,
+    quiet: bool,
+    **options: Unpack[SharpenArguments],
+) -> None:
+    """Train the decoder of a finished stage 1 further (by default of the newest run), for sharp pictures.
+
+    Codes stay as they are, and priors trained on them, before or after, stay right. Options of the training that are
+    not given are those that stage 1 was trained with, and --steps a quarter of its steps.
+    """
+    done = sharpen(run, resume=resume, log=log, data=data, reporter=reporter_for_command(quiet), **options)
+    wrote = RunFolder(done.run).decoder(NAME)
+    say_result(f"wrote {wrote} (validation: {done.validation.brief()}); images are decoded with it from now on")
+
+
 @click.command("compare")
 @click.option("--bottlenecks", default=",".join(DEFAULT), show_default=True, help="Which, separated by commas.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=_PRESET_HELP["vqvae"])
@@ -137,4 +169,4 @@ def compare_command(
     say_result(f"{markdown(done)}wrote {done.folder}: compare.md, compare.json, compare.png, and a run for each")
 
 
-COMMANDS = (train_vqvae_command, train_prior_command, compare_command)
+COMMANDS = (train_vqvae_command, train_prior_command, sharpen_command, compare_command)

@@ -26,7 +26,18 @@ class DataArguments(TypedDict, total=False):
     memory_gib: float
 
 
-class NetworkArguments(TypedDict, total=False):
+class ObjectiveArguments(TypedDict, total=False):
+    """ObjectiveConfig."""
+
+    adversarial_weight: float
+    adversarial_start: float
+    feature_matching: float
+    features: Features
+    feature_weight: float
+    frequency_weight: float
+
+
+class NetworkArguments(ObjectiveArguments, total=False):
     """VQVAEConfig, but for the bottleneck."""
 
     hidden: int
@@ -44,12 +55,6 @@ class NetworkArguments(TypedDict, total=False):
     kl_weight: float | None
     mmd_weight: float
     objective: Literal["nmse", "sharp"] | None
-    adversarial_weight: float
-    adversarial_start: float
-    feature_matching: float
-    features: Features
-    feature_weight: float
-    frequency_weight: float
     commitment: float
     ema_decay: float | None
     revival_threshold: float
@@ -90,6 +95,10 @@ class CompareArguments(DataArguments, NetworkArguments, TrainingArguments, total
 
 class VQVAEArguments(CompareArguments, BottleneckArguments, total=False):
     """Of `train_vqvae`."""
+
+
+class SharpenArguments(ObjectiveArguments, TrainingArguments, total=False):
+    """Of `sharpen`: ObjectiveConfig and TrainingConfig."""
 
 
 class PriorArguments(TrainingArguments, total=False):

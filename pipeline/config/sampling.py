@@ -14,6 +14,7 @@ _LARGEST_SEED = 2**63 - 1
 
 Format = Literal["png", "zip", "safetensors"]
 FloatPrecision = Literal["float32", "float64"]
+DecoderName = Literal["plain", "sharp"]  # as stage 1 trained it; as `gen sharpen` trained it further
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))

@@ -15,6 +15,7 @@ from pipeline import processes
 from pipeline.config.arguments import EvaluateArguments
 from pipeline.config.evaluation import MOST_BY_DEFAULT, EvaluateConfig
 from pipeline.config.options import build
+from pipeline.config.sampling import DecoderName
 from pipeline.data.code_maps import read_parts as read_code_maps
 from pipeline.data.splits import load_split
 from pipeline.errors import CheckpointError, GenError, UsageError, WeightsUnavailableError
@@ -57,14 +58,15 @@ def evaluate(
     images: np.ndarray | Tensor | None = None,
     targets: np.ndarray | Tensor | None = None,
     device: str | torch.device | None = None,
+    decoder: DecoderName | None = None,
     reporter: Reporter | None = None,
     **options: Unpack[EvaluateArguments],
 ) -> list[Evaluation]:
     """Measure runs of one data set on its test part, beside two references, by a judge; write each evaluation.json.
 
     Without `runs`, the newest. `data`, or `images` with `targets`: where the images are now, if not where they were.
-    `test_data`: other test images than the run's own, which no training may have seen. `options` are the fields of
-    EvaluateConfig. Of several settings (`guidance`, `temperature`) the one of the least Fréchet distance (of kernel
+    `test_data`: other test images than the run's own, which no training may have seen. `decoder`: as of `load`.
+    `options` are the fields of EvaluateConfig. Of several settings (`guidance`, `temperature`) the one of the least Fréchet distance (of kernel
     distance, where images are few) to the validation part is chosen, and measured on the test part with other samples.
     Where accelerate has launched several processes they divide the drawing of samples. Raises GenError, also for
     runs of different images or parts, which no judge can compare.
@@ -74,8 +76,10 @@ def evaluate(
     for run in asked:
         check_paths(run=None if isinstance(run, Model) else run, data=data, test_data=test_data)
     launch = Launch({}, processes.start(), reporter or reporter_for_api(), None)
-    evaluating = [_Evaluating(loaded(run, "finished", device), config, test_data, launch) for run in asked]
-    _check_alike([one.model for one in evaluating])
+    evaluating = [
+        _Evaluating(loaded(run, "finished", device, decoder=decoder), config, test_data, launch) for run in asked
+    ]
+    _check_alike(models)
     for one in evaluating:
         processes.on_main(launch.accelerator, one.check_writable)
         one.plan()

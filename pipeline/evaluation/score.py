@@ -11,6 +11,7 @@ from einops import repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from pipeline.config.sampling import DecoderName
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.reporting import Reporter, Silent
 from pipeline.sampling.inputs import Images, batch_of, check_images
@@ -59,16 +60,18 @@ def score(
     *,
     label: Label = None,
     device: str | torch.device | None = None,
+    decoder: DecoderName | None = None,
     reporter: Reporter | None = None,
 ) -> Scores:
     """Bits of the codes of images, uint8 (n, c, h, w), under the priors of a run (a folder, a loaded one, or by default
     the newest).
 
     Without `label` a prior with classes counts as the mixture of all of them, in the training data's proportions.
+    `decoder`: as of `load`; it matters to `bits_per_dim` alone.
     Codes keep what stage 1 learned to keep, so an image may be unusual in what they lost. Raises UsageError, also
     when the images do not fit, and CheckpointError.
     """
-    model = loaded(run, "samples", device)
+    model = loaded(run, "samples", device, decoder=decoder)
     if not model.priors:
         raise UsageError("the codes of this run are numbers, and no prior says how probable they are")
     given = check_images(images, model.vqvae.config.model)

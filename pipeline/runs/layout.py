@@ -33,6 +33,15 @@ class RunFolder(NamedTuple):
         return self.path / "vqvae"
 
     @property
+    def decoders(self) -> Path:
+        """Decoders that were trained further, a folder a name."""
+        return self.vqvae / "decoders"
+
+    def decoder(self, name: str) -> Path:
+        """A decoder that was trained further."""
+        return self.decoders / name
+
+    @property
     def codes(self) -> Path:
         """The extracted code maps."""
         return self.path / "codes"

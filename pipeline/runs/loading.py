@@ -12,9 +12,9 @@ from pipeline.errors import CheckpointError
 from pipeline.resources import check_memory
 from pipeline.runs.layout import CONFIG, WEIGHTS, RunFolder
 from pipeline.runs.opening import Run
-from pipeline.runs.saved import PriorRun, VQVAERun
+from pipeline.runs.saved import DecoderRun, PriorRun, VQVAERun
 from pipeline.storage import load_strictly, tensor_shapes, tensors_sha256
-from stage1_vqvae import VQVAE, VQVAEConfig
+from stage1_vqvae import VQVAE, DecoderPart, VQVAEConfig
 from stage2_prior import Prior, make_prior
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -42,8 +42,23 @@ def load_vqvae(run: Run, device: torch.device) -> LoadedVQVAE:
     """Stage 1 of a run. Raises CheckpointError, and ResourceError where there is no room for it or for an image."""
     _check_image_fits(run.vqvae.model, device)
     network = _filled(lambda: VQVAE(run.vqvae.model), run.folder.vqvae / WEIGHTS)
-    hashes = tensors_sha256(network.code_tensors()), tensors_sha256(network.decoder_tensors())
-    return LoadedVQVAE(_ready(network, device), run.vqvae, *hashes)
+    codes_sha256 = tensors_sha256(network.code_tensors())
+    if run.sharp is not None:
+        _load_sharp(run.folder, run.sharp, network, codes_sha256)
+    decoder_sha256 = tensors_sha256(network.decoder_tensors())
+    return LoadedVQVAE(_ready(network, device), run.vqvae, codes_sha256, decoder_sha256)
+
+
+def _load_sharp(folder: RunFolder, config: DecoderRun, network: VQVAE, codes_sha256: str) -> None:
+    """Put the sharp decoder into a network. Raises CheckpointError when it was trained on codes of another meaning."""
+    stage = folder.decoder("sharp")
+    if config.codes_sha256 != codes_sha256:
+        raise CheckpointError(
+            f"the decoder in {stage} was trained on the codes of another vqvae: codes_sha256 "
+            f"{config.codes_sha256[:12]}, this one has {codes_sha256[:12]}; use --decoder plain, or delete {stage} and "
+            f"train a new one with `gen sharpen {folder.path}`"
+        )
+    load_strictly(DecoderPart(network), stage / WEIGHTS)
 
 
 def load_priors(run: Run, codes_sha256: str, device: torch.device) -> tuple[LoadedPrior, ...]:

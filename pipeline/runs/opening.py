@@ -1,12 +1,13 @@
 """Opening a run: each configuration is parsed once, each file verified once, of the stages that are needed alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from pipeline.config.sampling import DecoderName
 from pipeline.errors import CheckpointError, GenError, UsageError
 from pipeline.runs.layout import IN_PROGRESS, RUNS, WEIGHTS, RunFolder, is_finished
-from pipeline.runs.saved import SAMPLED_FROM_NORMAL, PriorRun, VQVAERun, read_config
+from pipeline.runs.saved import SAMPLED_FROM_NORMAL, DecoderRun, PriorRun, VQVAERun, read_config
 from pipeline.storage import check_paths, verify
 
 # Stage 1 alone; whatever is finished; or all that sampling images takes.
@@ -20,6 +21,12 @@ class Run:
     folder: RunFolder
     vqvae: VQVAERun
     priors: tuple[PriorRun | None, ...]  # of each level of codes, None where there is no finished one; () if not needed
+    sharp: DecoderRun | None = None  # the decoder that stands in for that of stage 1
+
+    @property
+    def decoder(self) -> DecoderName:
+        """Which decoder makes the images."""
+        return "plain" if self.sharp is None else "sharp"
 
     def check_can_be_sampled(self) -> None:
         """Raise UsageError or CheckpointError unless images can be sampled from this run."""
@@ -50,16 +57,22 @@ class Run:
         return True
 
 
-def open_run(path: str | Path | None, needed: Needed) -> Run:
+def open_run(path: str | Path | None, needed: Needed, decoder: DecoderName | None = None) -> Run:
     """Open the named run, or the newest under runs/: parse the configurations of what is needed, and verify its files.
 
+    `decoder`: which one makes its images; by default the sharp one where there is one.
     Raises UsageError or CheckpointError, also when there is no run with what is needed.
     """
     check_paths(run=path)
+    if decoder is not None and not (isinstance(decoder, str) and decoder in get_args(DecoderName)):
+        raise UsageError(f"decoder {decoder!r:.60} is neither of {' and '.join(get_args(DecoderName))}")
     run = _parse(RunFolder(Path(path)), needed) if path is not None else _newest(needed)
+    run = replace(run, sharp=_sharp(run.folder, decoder))
     if needed == "samples":
         run.check_can_be_sampled()
     verify(run.folder.vqvae)
+    if run.sharp is not None:
+        verify(run.folder.decoder("sharp"))
     for level, prior in enumerate(run.priors):
         if prior is not None:
             verify(run.folder.prior(level))
@@ -68,7 +81,20 @@ def open_run(path: str | Path | None, needed: Needed) -> Run:
 
 def parse_run(folder: RunFolder) -> Run:
     """The configurations of all finished stages of a run, whose files are not verified. Raises CheckpointError."""
-    return _parse(folder, "finished")
+    run = _parse(folder, "finished")
+    return replace(run, sharp=_sharp(folder, None))
+
+
+def _sharp(folder: RunFolder, decoder: DecoderName | None) -> DecoderRun | None:
+    """The configuration of the sharp decoder, if that is the one to use. Raises UsageError where there is none."""
+    stage = folder.decoder("sharp")
+    if decoder == "plain" or (decoder is None and not is_finished(stage)):
+        return None
+    if not is_finished(stage):
+        resume = " --resume auto" if (stage / IN_PROGRESS).exists() else ""
+        state = "unfinished; go on" if resume else "not there; train it"
+        raise UsageError(f"the sharp decoder of {folder.path} is {state} with `gen sharpen {folder.path}{resume}`")
+    return read_config(stage, DecoderRun)
 
 
 def check_latents(config: VQVAERun) -> None:

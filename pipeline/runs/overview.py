@@ -82,7 +82,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _stages(run: RunFolder) -> list[Path]:
-    return [run.vqvae, *sorted(run.priors.glob("[0-9]*"))]
+    return [run.vqvae, *sorted(run.decoders.glob("[!.]*")), *sorted(run.priors.glob("[0-9]*"))]
 
 
 def _without_status(run: RunFolder) -> Overview:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -12,7 +12,7 @@ from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.formats import FORMAT_VERSION, read_current
 from pipeline.runs.layout import CONFIG
 from pipeline.storage import JsonObject, validated
-from stage1_vqvae import VQVAEConfig
+from stage1_vqvae import ObjectiveConfig, VQVAEConfig
 from stage2_prior import GuidanceScale, PriorConfig
 
 # Continuous bottlenecks that hold codes to N(0, I), so that new codes can be drawn from it.
@@ -53,7 +53,19 @@ class PriorRun:
     guidance: GuidanceScale = 1.0
 
 
-Saved = TypeVar("Saved", VQVAERun, PriorRun)
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class DecoderRun:
+    """config.json of a decoder that was trained further, with the hash of what decides the meaning of its codes."""
+
+    format_version: Literal[5] = FORMAT_VERSION
+    kind: Literal["decoder"] = "decoder"
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    codes_sha256: str
+
+
+StageRun: TypeAlias = VQVAERun | PriorRun | DecoderRun
+Saved = TypeVar("Saved", VQVAERun, PriorRun, DecoderRun)
 
 
 def read_config(folder: Path, kind: type[Saved], name: str = CONFIG) -> Saved:
@@ -62,7 +74,7 @@ def read_config(folder: Path, kind: type[Saved], name: str = CONFIG) -> Saved:
     return validated(path, read_current(path), kind)
 
 
-def as_json(config: VQVAERun | PriorRun) -> JsonObject:
+def as_json(config: StageRun) -> JsonObject:
     """What config.json holds."""
     return asdict(config)
 

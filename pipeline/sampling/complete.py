@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.config.arguments import CompleteArguments
 from pipeline.config.options import build
-from pipeline.config.sampling import CompleteConfig
+from pipeline.config.sampling import CompleteConfig, DecoderName
 from pipeline.data.code_maps import join_levels
 from pipeline.errors import UsageError
 from pipeline.randomness import Purpose, stream
@@ -49,6 +49,7 @@ def complete(
     *,
     label: Label = None,
     device: str | torch.device | None = None,
+    decoder: DecoderName | None = None,
     **options: Unpack[CompleteArguments],
 ) -> Completions:
     """Completions of an image, of which the pixels `kept` are known (a mask, or a side such as "top:0.5").
@@ -63,11 +64,11 @@ def complete(
     several levels the coarsest is drawn whole before the next: kept codes of a fine level influence a coarse one
     through `candidates` alone, and are decoded together with it. Images are decoded from codes, kept pixels too.
 
-    `run`: a folder, a loaded run, or by default the newest. `options` are the fields of CompleteConfig and
-    SamplingOptions. Raises UsageError, CheckpointError, and ResourceError for more than memory holds.
+    `run`: a folder, a loaded run, or by default the newest. `decoder`: as of `load`. `options` are the
+    fields of CompleteConfig and SamplingOptions. Raises UsageError, CheckpointError, and ResourceError for more than memory holds.
     """
     config, sampling = build(options, CompleteConfig, SamplingOptions)
-    model = loaded(run, "samples", device)
+    model = loaded(run, "samples", device, decoder=decoder)
     if not model.vqvae.config.model.is_discrete:
         raise UsageError(
             f"the codes of {model.run.folder.path} are numbers, and no prior says how the rest follows from a part"

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from pipeline import processes
 from pipeline.config.arguments import GenerateArguments, GenerateFilesArguments
 from pipeline.config.options import build
-from pipeline.config.sampling import GRID_IMAGES, FileConfig, FloatPrecision, Format, SampleConfig
+from pipeline.config.sampling import GRID_IMAGES, DecoderName, FileConfig, FloatPrecision, Format, SampleConfig
 from pipeline.errors import InterruptedRunError
 from pipeline.interruption import Interruption
 from pipeline.reporting import Reporter, Silent
@@ -50,6 +50,7 @@ def generate(
     *,
     label: Label = None,
     device: str | torch.device | None = None,
+    decoder: DecoderName | None = None,
     reporter: Reporter | None = None,
     **options: Unpack[GenerateArguments],
 ) -> Samples:
@@ -59,11 +60,12 @@ def generate(
     processes, which divide the work when launched by accelerate. `label`: a class by name or number, or several,
     drawn in turn, or "balanced" for all; without it classes are drawn in the training data's proportions. `options`
     are the fields of SampleConfig and SamplingOptions; without `guidance` the run's own is used, and "best" is what
-    `gen evaluate` chose. Raises UsageError with all bad arguments at once, and CheckpointError.
+    `gen evaluate` chose. `decoder`: as of `load`. Raises UsageError with all bad arguments at once, and
+    CheckpointError.
     """
     config, sampling = build({"n": n, **options}, SampleConfig, SamplingOptions)
     accelerator = processes.start()
-    model, sampling = _loaded_alike(run, device, options.get("precision"), sampling, accelerator)
+    model, sampling = _loaded_alike(run, device, options.get("precision"), decoder, sampling, accelerator)
     return model.sample(
         config.n,
         seed=config.seed,
@@ -79,6 +81,7 @@ def _loaded_alike(
     run: str | Path | Model | None,
     device: str | torch.device | None,
     precision: FloatPrecision | None,
+    decoder: DecoderName | None,
     sampling: SamplingOptions,
     accelerator: Accelerator,
 ) -> tuple[Model, SamplingOptions]:
@@ -88,7 +91,7 @@ def _loaded_alike(
     """
 
     def load_and_resolve() -> tuple[Model, SamplingOptions]:
-        model = loaded(run, "samples", device, precision)
+        model = loaded(run, "samples", device, precision, decoder)
         return model, model.resolve(sampling)
 
     def in_words(found: tuple[Model, SamplingOptions]) -> str:
@@ -117,6 +120,7 @@ def generate_files(
     *,
     label: Label = None,
     device: str | torch.device | None = None,
+    decoder: DecoderName | None = None,
     out: str | Path | None = None,
     reporter: Reporter | None = None,
     **options: Unpack[GenerateFilesArguments],
@@ -132,7 +136,7 @@ def generate_files(
     check_paths(out=out)
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
     accelerator = processes.start()
-    model, sampling = _loaded_alike(run, device, options.get("precision"), sampling, accelerator)
+    model, sampling = _loaded_alike(run, device, options.get("precision"), decoder, sampling, accelerator)
     sampler = model.sampler(seed=config.seed, label=label, options=sampling)
     folder = Path(out) if out else samples_folder(model.run.folder, config.seed, label)
     say = reporter or Silent()
@@ -175,6 +179,7 @@ def samples_folder(run: RunFolder, seed: int, label: Label) -> Path:
 def _request(model: Model, sampler: Sampler, files: FileConfig) -> Request:
     return Request(
         codes_sha256=model.vqvae.codes_sha256,
+        decoder=model.run.decoder,
         decoder_sha256=model.vqvae.decoder_sha256,
         prior_sha256=sampler.prior_sha256,
         seed=sampler.seed,

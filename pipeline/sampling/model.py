@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline import processes
 from pipeline.config.options import build
-from pipeline.config.sampling import FloatPrecision, SampleConfig
+from pipeline.config.sampling import DecoderName, FloatPrecision, SampleConfig
 from pipeline.data.code_maps import join_levels
 from pipeline.errors import CheckpointError, UsageError, stage_errors_as_usage
 from pipeline.reporting import Reporter, Silent
@@ -179,14 +179,16 @@ def load(
     *,
     device: str | torch.device | None = None,
     precision: FloatPrecision = "float32",
+    decoder: DecoderName | None = None,
 ) -> Model:
     """Load a run by its path alone; without one, the newest under runs/.
 
     The priors are loaded where those of all levels are finished. Without `device`, a GPU where there is one, else the
-    CPU. Raises CheckpointError when a model is missing, damaged, or when a prior was trained on the codes of another
-    vqvae, and UsageError when there is no such device.
+    CPU. `decoder`: "plain", that of stage 1, or "sharp", that of `sharpen`; by default the sharp one where there is
+    one. Raises CheckpointError when a model is missing, damaged, or when a prior was trained on the codes of another
+    vqvae, and UsageError when there is no such device or decoder.
     """
-    return _load(open_run(run, "finished"), device, precision)
+    return _load(open_run(run, "finished", decoder), device, precision)
 
 
 def _load(run: Run, device: str | torch.device | None, precision: FloatPrecision) -> Model:
@@ -206,18 +208,24 @@ def loaded(
     needed: Needed,
     device: str | torch.device | None,
     precision: FloatPrecision | None = None,
+    decoder: DecoderName | None = None,
 ) -> Model:
     """The model itself where one is given, else what is needed of a run, by its path.
 
-    Raises UsageError, also where a loaded model is asked to be elsewhere or of another precision; CheckpointError.
+    Raises UsageError, also where a loaded model is asked to be elsewhere, of another precision or with another decoder;
+    CheckpointError.
     """
     if not isinstance(run, Model):
-        return _load(open_run(run, needed), device, precision or "float32")
+        return _load(open_run(run, needed, decoder), device, precision or "float32")
     model = run
     if device is not None and processes.find_device(device) != model.device:
         raise UsageError(f"the model given is on {model.device}; leave device={str(device)!r} out, or load it there")
     if precision not in (None, model.precision):
         raise UsageError(f"the model given is of {model.precision}; leave precision out, or load it in {precision}")
+    if decoder not in (None, model.run.decoder):
+        raise UsageError(
+            f"the model given has the {model.run.decoder} decoder; leave decoder out, or load it with {decoder}"
+        )
     if needed == "samples":
         model.run.check_can_be_sampled()
     return model

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from pipeline import processes
-from pipeline.config.sampling import FloatPrecision, Format
+from pipeline.config.sampling import DecoderName, FloatPrecision, Format
 from pipeline.errors import UsageError
 from pipeline.formats import FORMAT_VERSION, read_current
 from pipeline.resources import check_writable
@@ -29,6 +29,7 @@ class Request:
     format_version: Literal[5] = FORMAT_VERSION
     kind: Literal["samples"] = "samples"
     codes_sha256: str
+    decoder: DecoderName = "plain"  # older versions had no other
     decoder_sha256: str
     prior_sha256: str
     seed: int

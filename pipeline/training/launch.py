@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ from pipeline.reporting import Reporter, table
 from pipeline.resources import check_disk
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import CHECKPOINTS, IN_PROGRESS, RunFolder
-from pipeline.runs.saved import PriorRun, VQVAERun, as_json, read_config
+from pipeline.runs.saved import DecoderRun, PriorRun, StageRun, VQVAERun, as_json, read_config
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
@@ -32,8 +31,6 @@ from pipeline.training.loop.task import Batch, ReportedT
 from pipeline.training.loop.trainer import Ended, Trainer
 from pipeline.training.memory import check_training_fits
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
-
-Settings: TypeAlias = VQVAERun | PriorRun
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def seeded_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def check_fits(launch: Launch, settings: Settings) -> None:
+def check_fits(launch: Launch, settings: VQVAERun | PriorRun) -> None:
     """Raise ResourceError, on every process alike, when a training needs more memory than there is on any of them."""
     device = launch.accelerator.device
     processes.alike(launch.accelerator, lambda: check_training_fits(settings, device), str, "the memory")
@@ -118,7 +115,7 @@ def train_and_publish(
     status: StatusFile,
     trainer: Trainer[Batch, ReportedT],
     run: RunFolder,
-    settings: Settings,
+    settings: StageRun,
     facts: list[tuple[str, str]],
     published: list[str],
 ) -> Trained:
@@ -150,8 +147,8 @@ def train_and_publish(
 
 
 def _begin(
-    launch: Launch, trainer: Trainer[Batch, ReportedT], settings: Settings, facts: list[tuple[str, str]]
-) -> Settings:
+    launch: Launch, trainer: Trainer[Batch, ReportedT], settings: StageRun, facts: list[tuple[str, str]]
+) -> StageRun:
     """Initialise or resume, settle the number of steps, and write down and say what is about to happen."""
     checkpoint = processes.alike(
         launch.accelerator,
@@ -168,7 +165,8 @@ def _begin(
     trainer.set_steps(settings.training)
     launch.reporter.say(_banner(trainer, facts))
     processes.on_main(launch.accelerator, lambda: write_json(trainer.folder / IN_PROGRESS, as_json(settings)))
-    launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
+    own = settings.objective if isinstance(settings, DecoderRun) else settings.model
+    launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(own, settings.training)))
     return settings
 
 
@@ -196,10 +194,13 @@ def _report_end(trainer: Trainer[Batch, ReportedT], ended: Ended) -> None:
 
 
 def resume_command(stage: Path, *, alone: bool = False) -> str:
-    """The command that goes on with the training in a stage's folder, RUN/vqvae or RUN/prior/LEVEL.
+    """The command that goes on with the training in a stage's folder: RUN/vqvae, one in its decoders, or
+    RUN/prior/LEVEL.
 
     Of several levels it goes on with those that have been begun together, or with this one `alone`.
     """
+    if stage.parent.name == "decoders":
+        return f"gen sharpen {shlex.quote(str(stage.parents[2]))} --resume auto"
     if not stage.name.isdigit():
         return f"gen train-vqvae --out {shlex.quote(str(stage.parent))} --resume auto"
     run = RunFolder(stage.parents[1])

@@ -9,7 +9,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, CONFIG, IN_PROGRESS, is_finished
-from pipeline.runs.saved import PriorRun, Saved, VQVAERun, read_config
+from pipeline.runs.saved import DecoderRun, Saved, StageRun, VQVAERun, read_config
 from pipeline.runs.validation import read_validation
 from pipeline.storage import read_json, verify
 from pipeline.training.loop.checkpoint import STEP_RECORD, list_checkpoints, newest_checkpoint
@@ -45,20 +45,27 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Opti
         finished = is_finished(folder)
         held = "a finished model" if finished else "an unfinished run"
         go_on = "train it further with --resume auto --steps MORE" if finished else "go on with --resume auto"
-        raise UsageError(f"{folder} already holds {held}; {go_on}, or choose another --out")
+        raise UsageError(f"{folder} already holds {held}; {go_on}, or {_elsewhere(folder, kind)}")
     saved = read_config(folder, kind, IN_PROGRESS)
     free = [*MAY_CHANGE, "data", "memory_gib"]
     free += ["max_minutes"] if saved.training.steps is None else []  # they are not steps yet
     differing: list[str] = contradictions(options, saved_options(saved), free)
     if differing:
-        raise UsageError("\n".join([*differing, "leave these flags out to resume, or choose another --out"]))
+        raise UsageError("\n".join([*differing, f"leave these flags out to resume, or {_elsewhere(folder, kind)}"]))
     if {"steps", "max_minutes"} <= options.keys():
         raise UsageError(BOTH_LENGTHS)
     return replace(saved, training=_extended(folder, saved, options))
 
 
-def saved_options(saved: VQVAERun | PriorRun) -> OptionDict:
+def _elsewhere(folder: Path, kind: type[StageRun]) -> str:
+    """What to do where a folder is not to be gone on with."""
+    return f"delete {folder}" if kind is DecoderRun else "choose another --out"
+
+
+def saved_options(saved: StageRun) -> OptionDict:
     """All options of a run, flat."""
+    if isinstance(saved, DecoderRun):
+        return flatten(saved.objective, saved.training)
     own = saved.data if isinstance(saved, VQVAERun) else saved.augmentation
     return flatten(saved.model, saved.training, own)
 

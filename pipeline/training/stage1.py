@@ -23,6 +23,7 @@ from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
     BAD_IMAGES,
+    CONFIG,
     IMAGE_HASHES,
     IN_PROGRESS,
     RECONSTRUCTIONS,
@@ -44,6 +45,7 @@ from pipeline.training.launch import (
     check_processes,
     fit_to_processes,
     resolve_options,
+    resume_command,
     seeded_weights,
     train_and_publish,
 )
@@ -141,6 +143,11 @@ def _resumed(launch: Launch, run: RunFolder, saved: VQVAERun) -> VQVAERun:
     Raises UsageError where a prior belongs to the weights: further training would change its codes.
     """
     check_processes(saved.training, launch.accelerator)
+    if any((decoder / IN_PROGRESS).exists() for decoder in run.decoders.glob("*")):
+        raise UsageError(
+            f"the decoders in {run.decoders} belong to these weights; delete them, or go on with "
+            f"a copy of {run.vqvae} without them in a new run folder"
+        )
     if any(map(_is_begun, run.priors.glob("*"))):
         raise UsageError(
             f"the prior in {run.priors} belongs to these weights; copy {run.vqvae} into a new run folder to go on there"
@@ -149,6 +156,17 @@ def _resumed(launch: Launch, run: RunFolder, saved: VQVAERun) -> VQVAERun:
     moved = {name: launch.options[name] for name in ("data", "memory_gib") if name in launch.options}
     (data,) = build({**flatten(saved.data), **moved}, DataConfig)
     return replace(saved, data=replace(data, data=_absolute(data.data)))
+
+
+def check_settled(folder: RunFolder, otherwise: str = "") -> None:
+    """Raise UsageError when stage 1 is being trained further: its codes would not be those that are learned."""
+    if (folder.vqvae / IN_PROGRESS).exists() and is_finished(folder.vqvae):
+        done, wanted = (read_config(folder.vqvae, VQVAERun, name).training.steps or 0 for name in (CONFIG, IN_PROGRESS))
+        if wanted > done:
+            raise UsageError(
+                f"{folder.vqvae} has done {done} steps and is to do {wanted}: finish it with "
+                f"`{resume_command(folder.vqvae)}`{otherwise}"
+            )
 
 
 def _is_begun(prior: Path) -> bool:

@@ -27,7 +27,6 @@ from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
     CONFIG,
-    IN_PROGRESS,
     SAMPLES_PICTURE,
     SPLIT,
     VALIDATION,
@@ -38,18 +37,18 @@ from pipeline.runs.layout import (
 from pipeline.runs.loading import LoadedVQVAE, load_vqvae
 from pipeline.runs.lock import locked
 from pipeline.runs.opening import Run, open_run
-from pipeline.runs.saved import PriorRun, VQVAERun, read_config
+from pipeline.runs.saved import PriorRun
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import atomic_folder, check_paths, sha256, tensors_sha256
 from pipeline.training import previews
 from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
-from pipeline.training.launch import Launch, Trained, check_fits, resume_command, seeded_weights, train_and_publish
+from pipeline.training.launch import Launch, Trained, check_fits, seeded_weights, train_and_publish
 from pipeline.training.levels import LevelPlan, level_of, plan_levels, save_settings
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.resume import NothingLeftError, check_free, check_left_out, folder_of_checkpoint
-from pipeline.training.stage1 import check_unchanged, load_image_set
+from pipeline.training.stage1 import check_settled, check_unchanged, load_image_set
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 
 
@@ -94,7 +93,7 @@ def train_prior(
     with StatusFile(folder.path, "prior", launch.accelerator, launch.reporter) as status:
         plan = _planned(folder, launch, lambda: plan_levels(opened, folder, only, launch, preset, config))
         source = _copy_stage1(opened, folder, launch)
-        _check_stage1_is_settled(folder)
+        check_settled(folder, ", or learn the codes that it makes now with --out")
         vqvae = load_vqvae(source, launch.accelerator.device)
         plan.check(folder, vqvae, launch, force)
 
@@ -133,17 +132,6 @@ def _planned(folder: RunFolder, launch: Launch, plan: Callable[[], LevelPlan]) -
     except NothingLeftError:
         processes.on_main(launch.accelerator, lambda: write_card(folder))  # a command killed at its end has left it out
         raise
-
-
-def _check_stage1_is_settled(folder: RunFolder) -> None:
-    """Raise UsageError when stage 1 is being trained further: its codes would not be those that are learned."""
-    if (folder.vqvae / IN_PROGRESS).exists() and is_finished(folder.vqvae):
-        done, wanted = (read_config(folder.vqvae, VQVAERun, name).training.steps or 0 for name in (CONFIG, IN_PROGRESS))
-        if wanted > done:
-            raise UsageError(
-                f"{folder.vqvae} has done {done} steps and is to do {wanted}: finish it with "
-                f"`{resume_command(folder.vqvae)}`, or learn the codes that it makes now with --out"
-            )
 
 
 def _copy_stage1(source: Run, folder: RunFolder, launch: Launch) -> Run:

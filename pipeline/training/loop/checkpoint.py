@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline.errors import CheckpointError
 from pipeline.runs.layout import CHECKPOINTS, CONFIG, VALIDATION, WEIGHTS
-from pipeline.runs.saved import PriorRun, VQVAERun, as_json
+from pipeline.runs.saved import StageRun, as_json
 from pipeline.runs.validation import Metrics, Validation
 from pipeline.storage import (
     atomic_folder,
@@ -150,7 +150,7 @@ def best_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"best-{step:09d}"
 
 
-def publish(folder: Path, config: VQVAERun | PriorRun, record: StepRecord, others: list[str]) -> None:
+def publish(folder: Path, config: StageRun, record: StepRecord, others: list[str]) -> None:
     """Make the best weights the model of a folder. The model that is there stays until all of the new one is.
 
     `others` are files there that belong to the model.
