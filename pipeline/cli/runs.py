@@ -11,9 +11,9 @@ from pipeline.data.splits import load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import table
 from pipeline.runs.evaluation import read_evaluation
-from pipeline.runs.layout import CHECKPOINTS, SPLIT, RunFolder, is_finished
+from pipeline.runs.layout import CHECKPOINTS, SHARP, SPLIT, RunFolder, is_finished
 from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, load_prior, load_vqvae
-from pipeline.runs.opening import open_run
+from pipeline.runs.opening import Run, open_run
 from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
 from pipeline.sampling.options import differing_hashes
@@ -31,7 +31,7 @@ def info_command(run: Path | None) -> None:
         return
     opened = open_run(run, "finished")
     folder, vqvae = opened.folder, load_vqvae(opened, torch.device("cpu"))
-    rows = [("run", str(folder.path)), *_vqvae(folder, vqvae)]
+    rows = [("run", str(folder.path)), *_vqvae(folder, vqvae), *_decoder(opened, vqvae.decoder_sha256)]
     loaded = []
     for level, prior in enumerate(opened.priors):
         if prior is None:
@@ -54,9 +54,16 @@ def _vqvae(folder: RunFolder, loaded: LoadedVQVAE) -> list[tuple[str, str]]:
         ("  parts", f"{len(parts.train):,} training, {len(parts.validation):,} validation, {tested}"),
         ("  images", images_in_words(model)),
         ("  codes", f"{codes_in_words(model)}, codes_sha256 {loaded.codes_sha256[:12]}"),
-        ("  decoder", f"decoder_sha256 {loaded.decoder_sha256[:12]}"),
         *read_validation(folder.vqvae).metrics.rows(),
     ]
+
+
+def _decoder(run: Run, decoder_sha256: str) -> list[tuple[str, str]]:
+    """The decoder that is used, what the sharp one reaches, and one that has been begun."""
+    stage, found = run.folder.decoder(SHARP), [("  decoder", f"{run.decoder}, decoder_sha256 {decoder_sha256[:12]}")]
+    if run.sharp is None:
+        return found + _unfinished(run.folder, stage)
+    return [*found, *read_validation(stage).metrics.rows()]
 
 
 def _prior(folder: RunFolder, prior: PriorRun) -> list[tuple[str, str]]:

@@ -15,10 +15,10 @@ from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.errors import UsageError
 from pipeline.evaluation.compare import DEFAULT, compare, markdown
 from pipeline.reporting import reporter_for_command
-from pipeline.runs.layout import RunFolder
+from pipeline.runs.layout import SHARP, RunFolder
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, VQVAERun, read_config
 from pipeline.training.levels import check_codebook
-from pipeline.training.sharpen import NAME, sharpen
+from pipeline.training.sharpen import sharpen
 from pipeline.training.stage1 import default_folder, train_vqvae
 from pipeline.training.stage2 import train_prior
 from stage1_vqvae import ObjectiveConfig, VQVAEConfig
@@ -144,7 +144,7 @@ def sharpen_command(
     not given are those that stage 1 was trained with, and --steps a quarter of its steps.
     """
     done = sharpen(run, resume=resume, log=log, data=data, reporter=reporter_for_command(quiet), **options)
-    wrote = RunFolder(done.run).decoder(NAME)
+    wrote = RunFolder(done.run).decoder(SHARP)
     say_result(f"wrote {wrote} (validation: {done.validation.brief()}); images are decoded with it from now on")
 
 

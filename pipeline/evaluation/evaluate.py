@@ -66,19 +66,18 @@ def evaluate(
 
     Without `runs`, the newest. `data`, or `images` with `targets`: where the images are now, if not where they were.
     `test_data`: other test images than the run's own, which no training may have seen. `decoder`: as of `load`.
-    `options` are the fields of EvaluateConfig. Of several settings (`guidance`, `temperature`) the one of the least Fréchet distance (of kernel
-    distance, where images are few) to the validation part is chosen, and measured on the test part with other samples.
-    Where accelerate has launched several processes they divide the drawing of samples. Raises GenError, also for
-    runs of different images or parts, which no judge can compare.
+    `options` are the fields of EvaluateConfig. Of several settings (`guidance`, `temperature`) the one of the least
+    Fréchet distance (of kernel distance, where images are few) to the validation part is chosen, and measured on the
+    test part with other samples. Where accelerate has launched several processes they divide the drawing of samples.
+    Raises GenError, also for runs of different images or parts, which no judge can compare.
     """
     (config,) = build(options, EvaluateConfig)
     asked = runs or (None,)
     for run in asked:
         check_paths(run=None if isinstance(run, Model) else run, data=data, test_data=test_data)
     launch = Launch({}, processes.start(), reporter or reporter_for_api(), None)
-    evaluating = [
-        _Evaluating(loaded(run, "finished", device, decoder=decoder), config, test_data, launch) for run in asked
-    ]
+    models = [loaded(run, "finished", device, decoder=decoder) for run in asked]
+    evaluating = [_Evaluating(model, config, test_data, launch) for model in models]
     _check_alike(models)
     for one in evaluating:
         processes.on_main(launch.accelerator, one.check_writable)

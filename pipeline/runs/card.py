@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.runs.evaluation import Evaluation
-from pipeline.runs.layout import CARD, RunFolder
+from pipeline.runs.layout import CARD, SHARP, RunFolder
 from pipeline.runs.opening import parse_run
-from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, network_in_words
+from pipeline.runs.saved import DecoderRun, PriorRun, VQVAERun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
 from pipeline.storage import atomic_file
 
@@ -24,6 +24,8 @@ def write_card(folder: RunFolder, evaluation: Evaluation | None = None) -> None:
     run = parse_run(folder)
     lines = [f"# {folder.path.name}", "", f"{_OURS}: a VQ-VAE, and a prior over its codes.", ""]
     lines += ["## Stage 1", "", *_rows(_vqvae(run.vqvae) | _validation(folder.vqvae))]
+    if run.sharp is not None:
+        lines += ["", "## The sharp decoder", "", *_rows(_sharp(run.sharp) | _validation(folder.decoder(SHARP)))]
     for level, prior in enumerate(run.priors):
         if prior is not None:
             title = f"## Stage 2, level {level}" if len(run.priors) > 1 else "## Stage 2"
@@ -48,6 +50,11 @@ def _vqvae(config: VQVAERun) -> dict[str, str]:
         "codes": codes_in_words(config.model),
         "training": f"{training.steps:,} steps of {training.batch_size} images, seed {training.seed}",
     }
+
+
+def _sharp(config: DecoderRun) -> dict[str, str]:
+    training = config.training
+    return {"training": f"{training.steps:,} more steps of {training.batch_size} images, codes untouched"}
 
 
 def _prior(config: PriorRun) -> dict[str, str]:

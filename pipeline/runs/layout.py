@@ -20,6 +20,7 @@ RECONSTRUCTIONS = "reconstructions.png"
 SAMPLES_PICTURE = "samples.png"
 CARD = "README.md"
 STATUS = "status.json"
+SHARP = "sharp"  # the decoder that `gen sharpen` trains
 
 
 class RunFolder(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.resources import check_memory
-from pipeline.runs.layout import CONFIG, WEIGHTS, RunFolder
+from pipeline.runs.layout import CONFIG, SHARP, WEIGHTS, RunFolder
 from pipeline.runs.opening import Run
 from pipeline.runs.saved import DecoderRun, PriorRun, VQVAERun
 from pipeline.storage import load_strictly, tensor_shapes, tensors_sha256
@@ -51,7 +51,7 @@ def load_vqvae(run: Run, device: torch.device) -> LoadedVQVAE:
 
 def _load_sharp(folder: RunFolder, config: DecoderRun, network: VQVAE, codes_sha256: str) -> None:
     """Put the sharp decoder into a network. Raises CheckpointError when it was trained on codes of another meaning."""
-    stage = folder.decoder("sharp")
+    stage = folder.decoder(SHARP)
     if config.codes_sha256 != codes_sha256:
         raise CheckpointError(
             f"the decoder in {stage} was trained on the codes of another vqvae: codes_sha256 "

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pipeline.config.sampling import DecoderName
 from pipeline.errors import CheckpointError, GenError, UsageError
-from pipeline.runs.layout import IN_PROGRESS, RUNS, WEIGHTS, RunFolder, is_finished
+from pipeline.runs.layout import IN_PROGRESS, RUNS, SHARP, WEIGHTS, RunFolder, is_finished
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, DecoderRun, PriorRun, VQVAERun, read_config
 from pipeline.storage import check_paths, verify
 
@@ -72,7 +72,7 @@ def open_run(path: str | Path | None, needed: Needed, decoder: DecoderName | Non
         run.check_can_be_sampled()
     verify(run.folder.vqvae)
     if run.sharp is not None:
-        verify(run.folder.decoder("sharp"))
+        verify(run.folder.decoder(SHARP))
     for level, prior in enumerate(run.priors):
         if prior is not None:
             verify(run.folder.prior(level))
@@ -87,7 +87,7 @@ def parse_run(folder: RunFolder) -> Run:
 
 def _sharp(folder: RunFolder, decoder: DecoderName | None) -> DecoderRun | None:
     """The configuration of the sharp decoder, if that is the one to use. Raises UsageError where there is none."""
-    stage = folder.decoder("sharp")
+    stage = folder.decoder(SHARP)
     if decoder == "plain" or (decoder is None and not is_finished(stage)):
         return None
     if not is_finished(stage):

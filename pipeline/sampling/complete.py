@@ -64,8 +64,9 @@ def complete(
     several levels the coarsest is drawn whole before the next: kept codes of a fine level influence a coarse one
     through `candidates` alone, and are decoded together with it. Images are decoded from codes, kept pixels too.
 
-    `run`: a folder, a loaded run, or by default the newest. `decoder`: as of `load`. `options` are the
-    fields of CompleteConfig and SamplingOptions. Raises UsageError, CheckpointError, and ResourceError for more than memory holds.
+    `run`: a folder, a loaded run, or by default the newest. `decoder`: as of `load`. `options` are the fields of
+    CompleteConfig and SamplingOptions. Raises UsageError, CheckpointError, and ResourceError for more than memory
+    holds.
     """
     config, sampling = build(options, CompleteConfig, SamplingOptions)
     model = loaded(run, "samples", device, decoder=decoder)

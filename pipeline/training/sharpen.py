@@ -18,7 +18,7 @@ from pipeline.data.splits import Split, load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
-from pipeline.runs.layout import RECONSTRUCTIONS, SPLIT, RunFolder
+from pipeline.runs.layout import RECONSTRUCTIONS, SHARP, SPLIT, RunFolder
 from pipeline.runs.loading import LoadedVQVAE, load_vqvae
 from pipeline.runs.lock import locked
 from pipeline.runs.opening import open_run
@@ -48,7 +48,6 @@ from pipeline.training.resume import (
 from pipeline.training.stage1 import check_settled, check_unchanged, load_image_set
 from stage1_vqvae import DecoderTask, ObjectiveConfig, VQVAEConfig
 
-NAME = "sharp"
 _PART_OF_STAGE_1 = 4  # a decoder is trained for this part of the steps of stage 1, unless told otherwise
 
 
@@ -81,8 +80,8 @@ def sharpen(
         processes.start(), lambda: open_run(named, "vqvae", "plain"), repr, f"the run {named or ''}"
     )
     folder = opened.folder
-    launch = Launch(asked, processes.start(log, folder.decoder(NAME)), reporter or reporter_for_api(), checkpoint)
-    name = str(folder.decoder(NAME).relative_to(folder.path))
+    launch = Launch(asked, processes.start(log, folder.decoder(SHARP)), reporter or reporter_for_api(), checkpoint)
+    name = str(folder.decoder(SHARP).relative_to(folder.path))
     with StatusFile(folder.path, name, launch.accelerator, launch.reporter) as status:
         check_settled(folder)
         saved = _saved(launch, folder)
@@ -98,7 +97,7 @@ def sharpen(
 
 def _saved(launch: Launch, folder: RunFolder) -> DecoderRun | None:
     """The training to go on with, the same on every process; None to begin a new one."""
-    stage = folder.decoder(NAME)
+    stage = folder.decoder(SHARP)
     try:
         return processes.alike(
             launch.accelerator,
@@ -155,7 +154,7 @@ def _train(
     vqvae: LoadedVQVAE,
     image_set: ImageSet,
 ) -> Trained:
-    stage, seed = folder.decoder(NAME), settings.training.seed
+    stage, seed = folder.decoder(SHARP), settings.training.seed
     parts = load_split(folder.vqvae / SPLIT)  # of the run: what was set aside then is set aside now
     with seeded_weights(seed):
         task = DecoderTask(vqvae.network, settings.objective)
