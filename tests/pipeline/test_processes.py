@@ -20,7 +20,7 @@ from pipeline.runs.validation import read_validation
 from pipeline.storage import load_tensors
 from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.training.test_step import of_images
-from tests.pipeline.worker import GIVEN, KINDS, SKIPPED, STAGE_1_KINDS, work
+from tests.pipeline.worker import GIVEN, KINDS, SHARPENED, SKIPPED, STAGE_1_KINDS, work
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 ROOT = Path(__file__).parents[2]
@@ -57,14 +57,18 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 STAGES = [(kind, stage) for kind in KINDS for stage in ("vqvae", "prior/0")]
-STAGES += [("levels", "prior/1"), *((kind, "vqvae") for kind in (*STAGE_1_KINDS, SKIPPED))]
+STAGES += [
+    (SHARPENED, "vqvae/decoders/sharp"),
+    ("levels", "prior/1"),
+    *((kind, "vqvae") for kind in (*STAGE_1_KINDS, SKIPPED)),
+]
 
 
 @pytest.mark.parametrize(("kind", "stage"), STAGES)
 def test_one_and_two_processes_train_to_the_same_weights(one_and_two: tuple[Path, Path], kind: str, stage: str) -> None:
     one, two = (list_checkpoints(folder / kind / stage / "checkpoints")[-1] for folder in one_and_two)
     files = sorted(path.name for path in one.glob("*.safetensors"))
-    assert len(files) == (2 if stage == "vqvae" else 3)
+    assert len(files) == (2 if stage == "vqvae" else 3), "with an average, but for stage 1"
     for name in files:
         first, second = load_tensors(one / name), load_tensors(two / name)
         assert first.keys() == second.keys()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline import GenError, evaluate, generate, generate_files, processes, train_prior, train_vqvae
+from pipeline import GenError, evaluate, generate, generate_files, processes, sharpen, train_prior, train_vqvae
 from pipeline.randomness import Purpose, number
 from pipeline.storage import save_tensors
 from stage1_vqvae import VQVAETask
@@ -37,6 +37,7 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
     "gaussian": {"bottleneck": "gaussian", "objective": "sharp"},
     "mmd": {"bottleneck": "mmd"},
 }
+SHARPENED = "gradient"  # a run whose decoder is trained further
 SKIPPED = "skipped"  # a run of which one step is skipped
 GIVEN = "given"  # a run that is there before
 N = 11  # not a multiple of the processes
@@ -65,6 +66,7 @@ def work(folder: Path) -> None:
     for name, choice in STAGE_1_KINDS.items():
         options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
         train_vqvae(out=folder / name, images=images, targets=targets, **options)
+    sharpen(folder / SHARPENED, images=images, targets=targets, steps=6, features="kmeans", average_decay=0.9)
     evaluate(folder / GIVEN, images=images, targets=targets, guidance=(2,))
     with poisoned_micro_batch(step=3, part=2):
         train_vqvae(out=folder / SKIPPED, images=images, targets=targets, **TINY_VQVAE, micro_batches=4)

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
 from pipeline import CheckpointError, DataError, UsageError, generate, generate_files, load, sharpen, train_vqvae
+from pipeline.cli.main import main
 from pipeline.config.sampling import DecoderName
 from pipeline.data.splits import load_split
 from pipeline.runs.layout import SPLIT, RunFolder
@@ -188,6 +191,35 @@ def test_the_scale_of_a_likelihood_follows_the_decoder(tmp_path: Path) -> None:
     before = load(tmp_path / "run", decoder="plain").vqvae.network.decoder_tensors()
     assert published.keys() == before.keys()
     assert not torch.equal(published["likelihood.slow_log_scale"], before["likelihood.slow_log_scale"])
+
+
+def test_commands_take_either_decoder_and_refuse_one_that_is_not_there(tmp_path: Path) -> None:
+    images, _ = shapes(size=(8, 8))
+    (tmp_path / "photos").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image[0]).save(tmp_path / "photos" / f"{index}.png")
+    train_vqvae(out="run", data=str(tmp_path / "photos"), **tiny_vqvae("gaussian"))
+    gen = CliRunner().invoke
+    refused = gen(main, ["reconstruct", "photos", "--run", "run", "--out", "none.png", "--decoder", "sharp"])
+    assert refused.exit_code == 2 and "train it with `gen sharpen run`" in refused.stderr
+    assert not Path("none.png").exists()
+    done = gen(main, ["sharpen", "run", "--steps", "3", "--frequency-weight", "0.1", "--quiet"])
+    assert done.exit_code == 0 and "wrote run/vqvae/decoders/sharp (validation: nmse" in done.output
+    for decoder in ("plain", "sharp"):
+        named = ["--run", "run", "--out", f"{decoder}.png", "--decoder", decoder]
+        assert gen(main, ["reconstruct", "photos", *named]).exit_code == 0
+        drawn = gen(main, ["sample", "run", "--n", "2", "--out", f"drawn-{decoder}", "--decoder", decoder])
+        assert (
+            drawn.exit_code == 0 and json.loads(Path(f"drawn-{decoder}/request.json").read_text())["decoder"] == decoder
+        )
+    assert Path("plain.png").read_bytes() != Path("sharp.png").read_bytes()
+    assert "sharp, decoder_sha256" in gen(main, ["info", "run"]).output
+    assert "The sharp decoder" in Path("run/README.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["complete", "sample", "reconstruct", "decode", "score", "evaluate"])
+def test_every_command_that_decodes_has_the_option(command: str) -> None:
+    assert "--decoder [plain|sharp]" in CliRunner().invoke(main, [command, "--help"]).output
 
 
 def test_samples_say_which_decoder_made_them(run: Path) -> None:
