@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 Colour = Literal["grey", "colour"]
 
 NEAREST = Image.Resampling.NEAREST
+_SHOWN_WIDTH = 96  # pixels that an image in a picture of several has at least
 
 _UPRIGHT = MappingProxyType(
     {
@@ -157,7 +158,9 @@ def to_pil(pixels: UInt8[np.ndarray, "c h w"]) -> Image.Image:
 
 
 def grid(images: UInt8[np.ndarray, "n c h w"], columns: int, padding: int = 2) -> Image.Image:
-    """Lay images out in rows on white."""
+    """Lay images out in rows on white, small ones enlarged by a whole number, each pixel to a square of its own."""
+    factor = -(-_SHOWN_WIDTH // images.shape[-1])
+    images = images.repeat(factor, axis=2).repeat(factor, axis=3)
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     canvas = np.full(

@@ -132,6 +132,15 @@ def test_pictures_and_grids_keep_the_pixels() -> None:
     for image in images:
         np.testing.assert_array_equal(fit(to_pil(image), 4, 6, "colour"), image)
     laid_out = np.asarray(grid(images, columns=3, padding=1))
-    assert laid_out.shape == (2 * 5 + 1, 3 * 7 + 1, 3)
-    np.testing.assert_array_equal(laid_out[6:10, 8:14], images[4].transpose(1, 2, 0))
-    assert (laid_out[6:10, 15:] == 255).all()
+    assert laid_out.shape == (2 * 65 + 1, 3 * 97 + 1, 3)
+    np.testing.assert_array_equal(laid_out[66:130:16, 98:194:16], images[4].transpose(1, 2, 0))
+    assert (laid_out[66:130, 195:] == 255).all()
+
+
+@pytest.mark.parametrize(("width", "factor"), [(8, 12), (28, 4), (32, 3), (64, 2), (95, 2), (96, 1), (128, 1)])
+def test_small_images_are_shown_enlarged_each_pixel_as_a_square(width: int, factor: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 5, width), dtype=np.uint8)
+    shown = np.asarray(grid(images, columns=1, padding=2))
+    assert shown.shape == (2 * (5 * factor + 2) + 2, factor * width + 4)
+    first = shown[2 : 2 + 5 * factor, 2:-2]
+    np.testing.assert_array_equal(first, np.kron(images[0, 0], np.ones((factor, factor), np.uint8)))
