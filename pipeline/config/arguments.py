@@ -16,6 +16,8 @@ class DataArguments(TypedDict, total=False):
     data: str
     image_size: str | None
     colour: Literal["auto", "grey", "colour"]
+    crop: Literal["centre", "random"]
+    draft: bool
     flip: bool
     labels: bool
     validation: float
