@@ -31,6 +31,7 @@ class DataArguments(TypedDict, total=False):
 class NetworkArguments(TypedDict, total=False):
     """VQVAEConfig, but for the bottleneck."""
 
+    network: Literal["strided", "residual"]
     hidden: int
     residual_blocks: int
     residual_channels: int

@@ -26,11 +26,11 @@ from pipeline.runs.saved import PriorRun, VQVAERun, as_json, read_config
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
-from pipeline.training.budget import expected_memory, steps_within
+from pipeline.training.budget import Timed, expected_memory, steps_within
 from pipeline.training.loop.checkpoint import disk_needed, publish, remove_left_behind
 from pipeline.training.loop.task import Batch, ReportedT
 from pipeline.training.loop.trainer import Ended, Trainer
-from pipeline.training.memory import check_training_fits
+from pipeline.training.memory import Model, check_training_fits, multiply_adds
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
 
 Settings: TypeAlias = VQVAERun | PriorRun
@@ -164,9 +164,11 @@ def _begin(
         trainer.start()
     else:
         trainer.resume(checkpoint)
-    settings = replace(settings, training=_with_steps(launch, trainer, settings.training))
+    timed = _timed(launch, trainer)
+    if timed is not None:
+        settings = replace(settings, training=replace(settings.training, steps=timed.steps))
     trainer.set_steps(settings.training)
-    launch.reporter.say(_banner(trainer, facts))
+    launch.reporter.say(_banner(trainer, [*facts, ("arithmetic", _arithmetic(settings.model, timed))]))
     processes.on_main(launch.accelerator, lambda: write_json(trainer.folder / IN_PROGRESS, as_json(settings)))
     launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(settings.model, settings.training)))
     return settings
@@ -209,12 +211,18 @@ def resume_command(stage: Path, *, alone: bool = False) -> str:
     return f"gen train-prior {shlex.quote(str(run.path))} --resume auto{level}"
 
 
-def _with_steps(launch: Launch, trainer: Trainer[Batch, ReportedT], training: TrainingConfig) -> TrainingConfig:
-    """Turn minutes into steps, once: a resumed run has its number already."""
+def _timed(launch: Launch, trainer: Trainer[Batch, ReportedT]) -> Timed | None:
+    """Minutes as steps, once: a run that was given steps, or is resumed, has their number already."""
+    training = trainer.config
     if training.steps is not None:
-        return training
-    seconds = 60 * (training.max_minutes or 0) - (time.perf_counter() - launch.started)
-    return replace(training, steps=steps_within(trainer, seconds))
+        return None
+    return steps_within(trainer, 60 * (training.max_minutes or 0) - (time.perf_counter() - launch.started))
+
+
+def _arithmetic(model: Model, timed: Timed | None) -> str:
+    """What an image costs, so that two networks, or two machines, can be compared before hours are spent."""
+    count = f"{multiply_adds(model) / 1e9:.3g} GMAC (multiply-adds) per image, forward"
+    return count if timed is None else f"{count}; {timed.images_per_second:,.0f} images per second in training"
 
 
 def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]]) -> str:

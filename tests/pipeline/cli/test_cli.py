@@ -67,7 +67,7 @@ def test_without_arguments_the_embedded_data_becomes_new_images(tmp_path: Path) 
         and "180 images for validation, 90 for testing" in output
         and "10: zero, one, two, three" in output
     )
-    assert "memory" in output and "next: gen train-prior runs/digits" in output
+    assert "memory" in output and "GMAC" in output and "next: gen train-prior runs/digits" in output
     output = succeeds("train-prior", *TINY_PRIOR)
     assert (
         "uniform 2.485" in output

@@ -13,10 +13,14 @@ from PIL import Image
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.cli.main import main
 from pipeline.data.code_maps import load_codes, read_index, read_parts
+from pipeline.config.options import build, option_names
 from pipeline.data.splits import load_split
 from pipeline.randomness import Purpose, stream
+from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics
+from pipeline.training.budget import Timed
 from pipeline.training.loop.trainer import Trainer
+from pipeline.training.memory import multiply_adds
 from stage1_vqvae import VQVAE, VQVAEConfig
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 
@@ -153,6 +157,50 @@ def test_levels_are_trained_saved_and_loaded(kind: Kind) -> None:
         loaded.decode((codes[0], codes[1], codes[1]))
     with pytest.raises(CheckpointError, match="no finished prior of level 0, 1, of 2 levels"):
         generate("run", 1)
+
+
+class Lines(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def say(self, text: str) -> None:
+        """Add to the text."""
+        self.text += f"{text}\n"
+
+
+def test_the_residual_network_is_trained_saved_loaded_and_resumed(tmp_path: Path) -> None:
+    images, targets = shapes(size=(16, 24))
+    options = {**TINY_VQVAE, "network": "residual", "hidden": 16, "average_decay": 0.9}
+    del options["residual_channels"]
+    run = train_vqvae(out=tmp_path / "run", images=images, targets=targets, **options).run
+    batch = torch.from_numpy(images[:4])
+    (codes,) = load(run).encode(batch)
+    assert codes.shape == (4, 4, 6) and load(run).decode((codes,)).shape == batch.shape
+    longer = train_vqvae(out=run, resume="auto", images=images, targets=targets, steps=14)
+    assert longer.steps == 14
+    with pytest.raises(UsageError, match="--network strided contradicts the run, which has residual"):
+        train_vqvae(out=run, resume="auto", images=images, targets=targets, steps=15, network="strided")
+
+
+def test_the_arithmetic_is_said_at_the_start_and_the_speed_where_steps_were_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, targets = shapes()
+    counted, timed = Lines(), Lines()
+    train_vqvae(out=tmp_path / "a", images=images, targets=targets, reporter=counted, **TINY_VQVAE)
+    (model,) = build(
+        {name: value for name, value in TINY_VQVAE.items() if name in option_names(VQVAEConfig)},
+        VQVAEConfig,
+        derived={"channels": 1, "height": 8, "width": 12},
+    )
+    gmac = multiply_adds(model) / 1e9
+    assert f"{gmac:.3g} GMAC (multiply-adds) per image, forward\n" in counted.text
+    monkeypatch.setattr("pipeline.training.launch.steps_within", lambda trainer, seconds: Timed(3, 1234.5))
+    options = {name: value for name, value in TINY_VQVAE.items() if name != "steps"}
+    train_vqvae(out=tmp_path / "b", images=images, targets=targets, reporter=timed, max_minutes=1.0, **options)
+    assert f"{gmac:.3g} GMAC (multiply-adds) per image, forward; 1,234 images per second in training\n" in timed.text
 
 
 def test_an_adversarial_training_keeps_its_latest_weights(monkeypatch: pytest.MonkeyPatch) -> None:
