@@ -47,6 +47,7 @@ def _training_options(stage: str, command: Command[...]) -> Command[...]:
 
 @click.command("train-vqvae")
 @functools.partial(_training_options, "vqvae")
+@click.option("--init", metavar="RUN", type=click.Path(path_type=Path), help="Begin from stage 1 of this run.")
 @flags(DataConfig, VQVAEConfig, TrainingConfig, preset=PRESETS["base"].vqvae)
 def train_vqvae_command(
     out: Path | None,
@@ -54,6 +55,7 @@ def train_vqvae_command(
     preset: PresetName | None,
     config: Path | None,
     log: str | None,
+    init: Path | None,
     quiet: bool,
     **options: Unpack[VQVAEArguments],
 ) -> None:
@@ -64,6 +66,7 @@ def train_vqvae_command(
         preset=preset,
         config=config,
         log=log,
+        init=init,
         reporter=reporter_for_command(quiet),
         **options,
     )

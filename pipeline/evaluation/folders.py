@@ -96,7 +96,9 @@ def _check_idle(options: Options, run: str | Path | None) -> None:
     else:
         idle["image_size"] = "a --reference; the images of a run have a size"
     wrong = [
-        f"--{name.replace('_', '-')} is about {why}; leave it out" for name, why in idle.items() if options.get(name)
+        f"--{name.replace('_', '-')} is about {why}; leave it out"
+        for name, why in idle.items()
+        if options.get(name) is not None
     ]
     if wrong:
         raise UsageError("\n".join(wrong))

@@ -60,15 +60,21 @@ class Launch:
 
 
 def resolve_options(
-    stage: str, options: Options, preset: str, config: str | Path | None, configs: tuple[type, ...]
+    stage: str,
+    options: Options,
+    preset: str,
+    config: str | Path | None,
+    configs: tuple[type, ...],
+    network: Options | None = None,
 ) -> OptionDict:
-    """Options in order of precedence: given, from a saved config.json, from the preset. Raises UsageError."""
+    """Options in order of precedence: given, from a saved config.json, of a `network` that is begun from, from the
+    preset. Raises UsageError."""
     sizes = {name: getattr(values, stage) for name, values in PRESETS.items()}
     if not isinstance(preset, str) or preset not in sizes:
         raise UsageError(f"there is no preset {preset!r:.60}; choose one of {', '.join(PRESETS)}")
     if {"steps", "max_minutes"} <= options.keys():
         raise UsageError(BOTH_LENGTHS)
-    resolved: OptionDict = dict(sizes[preset])
+    resolved: OptionDict = {**sizes[preset], **(network or {})}
     resolved |= read_config_file(Path(config), stage, *configs) if config else {}
     if "max_minutes" in options:
         resolved.pop("steps", None)

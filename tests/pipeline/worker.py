@@ -38,6 +38,7 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
     "mmd": {"bottleneck": "mmd"},
 }
 SKIPPED = "skipped"  # a run of which one step is skipped
+INITIAL = "initial"  # a run that begins from the one that is there before
 GIVEN = "given"  # a run that is there before
 N = 11  # not a multiple of the processes
 
@@ -65,6 +66,9 @@ def work(folder: Path) -> None:
     for name, choice in STAGE_1_KINDS.items():
         options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
         train_vqvae(out=folder / name, images=images, targets=targets, **options)
+    small, labels = shapes(24, (16, 8))  # of another size
+    begun: dict[str, Any] = {"steps": 6, "batch_size": 8, "precision": "float32", "micro_batches": 4}
+    train_vqvae(out=folder / INITIAL, images=small, targets=labels, init=folder / GIVEN, **begun)
     evaluate(folder / GIVEN, images=images, targets=targets, guidance=(2,))
     with poisoned_micro_batch(step=3, part=2):
         train_vqvae(out=folder / SKIPPED, images=images, targets=targets, **TINY_VQVAE, micro_batches=4)
