@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     SHOWN = 11
     JUDGE = 12
     CROP = 13
+    FEATURES = 14
 
 
 def number(seed: int, purpose: Purpose, *index: int) -> int:

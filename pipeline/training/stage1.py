@@ -37,6 +37,7 @@ from pipeline.runs.status import StatusFile
 from pipeline.storage import check_paths, is_path
 from pipeline.training import previews
 from pipeline.training.batches import ImageBatches
+from pipeline.training.features import fill_features
 from pipeline.training.initial import as_saved, begin_from, check_same_network, load_initial
 from pipeline.training.launch import (
     Launch,
@@ -217,6 +218,11 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
     (model,) = build(flatten(options.model), VQVAEConfig, derived=shape)
     model = model.with_objective()
     _check_have_effect(launch.options, model)
+    if model.objective == "sharp" and model.features == "classes" and len(image_set.class_names) < 2:
+        raise UsageError(
+            f"--features classes learns from the folders' classes, 2 at least, and {options.data.data} has "
+            f"{len(image_set.class_names)}; choose --features kmeans"
+        )
     return VQVAERun(
         model=model,
         training=fit_to_processes(options.training, launch.accelerator),
@@ -234,8 +240,11 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
         task = VQVAETask(VQVAE(settings.model, pixel_variance(image_set.images, parts.train)))
 
     def begin() -> None:
-        assert settings.init is not None
-        begin_from(task.network, settings.init, launch)
+        if settings.init is not None:
+            begin_from(task.network, settings.init, launch)
+            task.codebooks_given = True
+        if task.sharp is not None and task.sharp.features is not None:
+            fill_features(task.sharp.features, image_set, parts, settings.training.seed, launch)
 
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, VQVAETask)
@@ -257,7 +266,7 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
         folder=run.vqvae,
         reporter=launch.reporter,
         preview=preview,
-        begin=None if settings.init is None else begin,
+        begin=begin,
     )
     with locked(run.vqvae, launch.accelerator):
         check_free(run.vqvae, launch.resume)

@@ -68,8 +68,8 @@ class Ended(NamedTuple):
 @dataclass
 class Trainer(Generic[Batch, ReportedT]):
     """A training run of one network. `preview` is called after each evaluation on every process, `logged` with the
-    number of steps done whenever metrics were written. `begin`, if given, fills the weights of a new run, in place of
-    the task's own `initialise`."""
+    number of steps done whenever metrics were written. `begin`, if given, fills weights of a new run, before the task's
+    own `initialise`."""
 
     task: Task[Batch, ReportedT]
     data: TrainingData[Batch]
@@ -93,13 +93,12 @@ class Trainer(Generic[Batch, ReportedT]):
         self.checkpoints = self.folder / CHECKPOINTS
 
     def start(self) -> None:
-        """Let `begin` fill the weights, or the task fit itself to a few batches; give every process the same result."""
+        """Let `begin` fill weights, and the task fit itself to a few batches; give every process the same result."""
         if self.begin is not None:
             self.begin()
-        else:
-            batches = [self.training_batch(self._batch_indices(step)) for step in range(POOLED_BATCHES)]
-            with torch.no_grad(), self.autocast():
-                self.task.initialise(batches, generator(self.config.seed, Purpose.CODEBOOK, device=self.device))
+        batches = [self.training_batch(self._batch_indices(step)) for step in range(POOLED_BATCHES)]
+        with torch.no_grad(), self.autocast():
+            self.task.initialise(batches, generator(self.config.seed, Purpose.CODEBOOK, device=self.device))
         for tensor in self.module.state_dict().values():
             if self.accelerator.num_processes > 1:
                 torch.distributed.broadcast(tensor, 0)

@@ -73,7 +73,7 @@ def test_multiply_adds_of_the_strided_network_are_those_counted_by_hand() -> Non
     codes = 8 * 3 * (2 * 2) + 3 * 64 * (2 * 2)  # the projection, and the distances to all codes
     decoder = 9 * 3 * 8 * (2 * 2) + (9 * 8 * 4 + 4 * 8) * (2 * 2) + 16 * 8 * 4 * (2 * 2) + 16 * 4 * 1 * (4 * 4)
     assert memory.multiply_adds(tiny) == encoder + codes + decoder
-    assert memory.multiply_adds(replace(tiny, adversarial=True)) == encoder + codes + decoder, "of the network alone"
+    assert memory.multiply_adds(replace(tiny, objective="sharp")) == encoder + codes + decoder, "of the network alone"
 
 
 def test_multiply_adds_of_the_residual_network_are_those_counted_by_hand() -> None:

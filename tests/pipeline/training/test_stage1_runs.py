@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.cli.main import main
-from pipeline.data.code_maps import load_codes, read_index, read_parts
 from pipeline.config.options import build, option_names
+from pipeline.data.code_maps import load_codes, read_index, read_parts
 from pipeline.data.splits import load_split
 from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Silent

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import WeightsUnavailableError
 from pipeline.reporting import Silent
-from pipeline.training.feature_weights import vgg_weights
+from pipeline.training.features import vgg_weights
 from stage1_vqvae.perceptual import VggFeatures
 from tests import weights
 from tests.stage1_vqvae.pictures import drawn_images
