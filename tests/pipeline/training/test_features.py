@@ -1,19 +1,24 @@
-"""VGG16's weights from torch's cache, made for the test: the distance is that of torchvision's own network."""
+"""What decoders are trained for, and features. VGG16's weights, made for the test, come from torch's cache."""
 
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline import UsageError, train_vqvae
 from pipeline.errors import WeightsUnavailableError
 from pipeline.reporting import Silent
+from pipeline.runs.saved import VQVAERun, read_config
+from pipeline.storage import load_tensors
 from pipeline.training.features import vgg_weights
 from stage1_vqvae.perceptual import VggFeatures
 from tests import weights
 from tests.stage1_vqvae.pictures import drawn_images
+from tests.tiny import TINY_VQVAE, shapes
 
 LAYERS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 in torchvision's list
 
@@ -112,3 +117,54 @@ def test_a_file_that_would_run_code_runs_none(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UnpicklingError):
         vgg_weights(Silent())
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["kmeans", "classes"])
+def test_features_are_learned_once_and_stay_as_they_are(tmp_path: Path, kind: Literal["kmeans", "classes"]) -> None:
+    images, targets = shapes(size=(16, 16))
+    run = tmp_path / "run"
+    options = {**TINY_VQVAE, "objective": "sharp", "features": kind, "checkpoints": 3, "keep": 3}
+    train_vqvae(out=run, images=images, targets=targets, **options)
+    first, second, last = (
+        load_tensors(path / "model.safetensors") for path in sorted((run / "vqvae/checkpoints").glob("step-*"))
+    )
+    own = [name for name in last if name.startswith("sharp.features.")]
+    assert own and all(torch.equal(first[name], last[name]) and torch.equal(second[name], last[name]) for name in own)
+    assert all(float(last[name].abs().max()) > 0 for name in own if "weight" in name)
+    assert not any("sharp" in name for name in load_tensors(run / "vqvae" / "model.safetensors"))
+
+
+def test_features_of_classes_need_classes(tmp_path: Path) -> None:
+    images, _ = shapes()
+    with pytest.raises(
+        UsageError, match=r"--features classes learns from .* and array has 0; choose --features kmeans"
+    ):
+        train_vqvae(out=tmp_path, images=images, **TINY_VQVAE, objective="sharp", features="classes")
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "objective"),
+    [
+        (3, {}, "sharp"),
+        (1, {}, "nmse"),
+        (3, {"likelihood": "gaussian"}, "nmse"),
+        (3, {"objective": "nmse"}, "nmse"),
+        (1, {"objective": "sharp"}, "sharp"),
+    ],
+)
+def test_the_objective_follows_from_the_picture_and_is_saved(
+    tmp_path: Path, channels: int, options: dict[str, Any], objective: str
+) -> None:
+    images, targets = shapes(channels=channels)
+    if channels == 3:
+        images[:, 0] //= 2  # else all three are alike but for noise
+    train_vqvae(out=tmp_path, images=images, targets=targets, **TINY_VQVAE | {"steps": 1}, **options)
+    assert read_config(tmp_path / "vqvae", VQVAERun).model.objective == objective
+    trained = load_tensors(next((tmp_path / "vqvae/checkpoints").glob("step-*")) / "model.safetensors")
+    assert any(name.startswith("sharp.discriminator") for name in trained) == (objective == "sharp")
+
+
+def test_an_option_of_the_other_objective_is_refused_once_the_images_are_known(tmp_path: Path) -> None:
+    images, targets = shapes()
+    with pytest.raises(UsageError, match="--feature-matching belongs to --objective sharp"):
+        train_vqvae(out=tmp_path, images=images, targets=targets, **TINY_VQVAE, feature_matching=1.0)
