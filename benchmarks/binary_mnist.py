@@ -71,7 +71,7 @@ def ours(prior: str, train: Tensor, validation: Tensor, minutes: float, hidden: 
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(task, train, validation, Path(folder))
         trainer.start()
-        steps = steps_within(trainer, 60 * minutes - (time.perf_counter() - started))
+        steps = steps_within(trainer, 60 * minutes - (time.perf_counter() - started)).steps
         trainer.set_steps(replace(trainer.config, steps=steps))
         trainer.run()
         best = trainer.state.record.best

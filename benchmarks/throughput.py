@@ -34,7 +34,7 @@ from pipeline.training.batches import ImageBatches
 from pipeline.training.loop.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 from stage1_vqvae.bottlenecks import Statistics
-from stage1_vqvae.networks import Decoder, Encoder
+from stage1_vqvae.networks.strided import Decoder, Encoder
 from stage1_vqvae.task import VQVAETaskOutput
 
 BATCH, TURN = 128, 20

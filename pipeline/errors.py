@@ -35,7 +35,7 @@ class CheckpointError(GenError):
 
 
 class WeightsUnavailableError(CheckpointError):
-    """A published network, which some figures are measured with, that cannot be downloaded or is damaged."""
+    """A published network, which some figures and one loss need, that cannot be downloaded or is damaged."""
 
 
 class DivergedError(GenError):

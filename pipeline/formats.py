@@ -30,13 +30,13 @@ def read_current(path: Path) -> JsonObject:
 
 
 def _from_4(content: JsonObject) -> JsonObject:
-    """Of stage 1, `adversarial` has become an objective."""
-    model = content.get("model")
-    if content.get("kind") != "vqvae" or not isinstance(model, dict):
+    """Of stage 1, `adversarial` has become an objective, and large JPEGs were not decoded at a smaller size."""
+    model, data = content.get("model"), content.get("data")
+    if content.get("kind") != "vqvae" or not isinstance(model, dict) or not isinstance(data, dict):
         return content
     others = {name: value for name, value in model.items() if name != "adversarial"}
     objective = "sharp" if model.get("adversarial") is True else "nmse"
-    return content | {"model": {"objective": objective, **others}}
+    return content | {"model": {"objective": objective, **others}, "data": {**data, "draft": False}}
 
 
 _MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4})

@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     CANDIDATES = 10
     SHOWN = 11
     JUDGE = 12
+    CROP = 13
+    FEATURES = 14
 
 
 def number(seed: int, purpose: Purpose, *index: int) -> int:
@@ -76,6 +78,11 @@ def flips(seed: int, batch: BatchIndices, population: int) -> Bool[np.ndarray, "
 def views(seed: int, batch: BatchIndices, population: int, count: int) -> Int[np.ndarray, "batch"]:
     """Which of `count` encodings of each item of a batch is learned from: a die of (seed, epoch, item)."""
     return (_of_items(Purpose.VIEW, seed, batch, population) * count).astype(np.int64)
+
+
+def crops(seed: int, batch: BatchIndices, population: int, count: int) -> Int[np.ndarray, "batch"]:
+    """At which of `count` positions each item of a batch is cut out: a die of (seed, epoch, item)."""
+    return (_of_items(Purpose.CROP, seed, batch, population) * count).astype(np.int64)
 
 
 def _of_items(purpose: Purpose, seed: int, batch: BatchIndices, population: int) -> Float[np.ndarray, "batch"]:

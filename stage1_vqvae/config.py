@@ -14,6 +14,7 @@ from stage1_vqvae.objective import ObjectiveConfig
 REGULARISED = ("gumbel", "gaussian", "mmd")
 
 SMALLEST_JUDGED = 4  # height and width, in pixels, of images that a discriminator takes
+LEAST_HIDDEN = 16  # of the residual network: over two channels a norm leaves a sign alone
 
 # Options that apply to some bottlenecks alone.
 _OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -48,10 +49,29 @@ class VQVAEConfig(ObjectiveConfig):
     width: int = Field(
         default=32, ge=1, le=2**16, description="Image width, pixels.", json_schema_extra={"from_data": True}
     )
-    hidden: int = Field(default=128, ge=2, le=2**14, description="Channels of the feature maps of encoder and decoder.")
-    residual_blocks: int = Field(default=2, ge=0, le=512, description="Residual blocks at the resolution of the codes.")
+    network: Literal["strided", "residual"] = Field(
+        default="strided",
+        description="Encoder and decoder: strided, strided convolutions and residual blocks at the resolution of the "
+        "codes, for small images; residual, residual blocks at every resolution, for 64 pixels and more.",
+    )
+    hidden: int = Field(
+        default=128,
+        ge=2,
+        le=2**14,
+        description="Channels of the feature maps of encoder and decoder at the resolution of the codes; at finer ones "
+        "there may be fewer.",
+    )
+    residual_blocks: int = Field(
+        default=2,
+        ge=0,
+        le=512,
+        description="Residual blocks at the resolution of the codes; with --network residual at each resolution.",
+    )
     residual_channels: int = Field(
-        default=32, ge=1, le=2**14, description="Channels inside a residual block with 3x3 kernels."
+        default=32,
+        ge=1,
+        le=2**14,
+        description="Channels inside a residual block with 3x3 kernels; with --network residual as many as outside.",
     )
     encoder_kernel: Literal[1, 3] = Field(
         default=1,
@@ -134,6 +154,11 @@ class VQVAEConfig(ObjectiveConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> "VQVAEConfig":
         problems = [self._size_problem()]
+        if self.network == "residual" and self.hidden < LEAST_HIDDEN:
+            problems.append(
+                f"--network residual needs --hidden of {LEAST_HIDDEN} or more, as it normalises each position over a "
+                f"quarter of them; got {self.hidden}"
+            )
         if self.bottleneck == "fsq" and not self.fsq_levels:
             problems.append(f"--num-codes {self.num_codes} is no product of 2 to 8, as fsq needs; 512 is, or 1000")
         if self.levels > 1 and not self.is_discrete:
@@ -178,6 +203,8 @@ class VQVAEConfig(ObjectiveConfig):
             for name, owners in _OWNERS.items()
             if name in named and self.bottleneck not in owners
         }
+        if self.network != "strided" and "residual_channels" in named:
+            idle["residual_channels"] = "--network strided"
         if self.codebook_rule == "simvq":
             idle |= dict.fromkeys(named & {"revival_threshold", "revival_ends"}, "other codebook rules")
         if self.objective is not None:

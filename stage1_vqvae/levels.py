@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stage1_vqvae.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, DiscreteBottleneck
 from stage1_vqvae.config import VQVAEConfig
-from stage1_vqvae.networks import ResidualStack
+from stage1_vqvae.networks import NETWORKS
 
 Codes = tuple[Tensor, ...]  # one tensor per level, coarsest first: integers (n, height, width), or one of floats
 
@@ -57,9 +57,9 @@ class Levels(nn.Module):
         widths = [hidden * (2 if self.hierarchical and level else 1) for level in range(config.levels)]
         self.heads = nn.ModuleList(nn.Identity() if self.direct else nn.Conv2d(width, inputs, 1) for width in widths)
         self.tails = nn.ModuleList(nn.Identity() if self.direct else nn.Conv2d(outputs, hidden, 1) for _ in widths)
-        between = range(config.levels - 1 if self.hierarchical else 0)
-        self.downs = nn.ModuleList(_down(config) for _ in between)
-        self.ups = nn.ModuleList(_up(config) for _ in between)
+        network, between = NETWORKS[config.network], range(config.levels - 1 if self.hierarchical else 0)
+        self.downs = nn.ModuleList(network.down(config) for _ in between)
+        self.ups = nn.ModuleList(network.up(config) for _ in between)
 
     def in_order(self) -> list[Bottleneck]:
         """The bottlenecks, coarsest first."""
@@ -171,13 +171,3 @@ class Descent:
             return self._levels.ups[self._level - 1](total)
         # Without detach the straight-through gradient would reach the encoder once per level, not once.
         return total.detach() if self._levels.direct else total
-
-
-def _down(config: VQVAEConfig) -> nn.Module:
-    convolution = nn.Conv2d(config.hidden, config.hidden, 4, stride=2, padding=1)
-    return nn.Sequential(convolution, nn.ReLU(), ResidualStack(config, config.encoder_kernel))
-
-
-def _up(config: VQVAEConfig) -> nn.Module:
-    convolution = nn.ConvTranspose2d(config.hidden, config.hidden, 4, stride=2, padding=1)
-    return nn.Sequential(ResidualStack(config, 3), convolution)

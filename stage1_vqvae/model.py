@@ -10,7 +10,7 @@ from stage1_vqvae.bottlenecks import BottleneckOutput
 from stage1_vqvae.config import VQVAEConfig
 from stage1_vqvae.levels import Codes, Levels
 from stage1_vqvae.losses import make_likelihood
-from stage1_vqvae.networks import Decoder, Encoder
+from stage1_vqvae.networks import NETWORKS
 
 
 class VQVAEError(ValueError):
@@ -44,9 +44,10 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("data_variance", torch.tensor(data_variance, dtype=torch.float32))
-        self.encoder = Encoder(config)
+        network = NETWORKS[config.network]
+        self.encoder = network.encoder(config)
         self.levels = Levels(config)
-        self.decoder = Decoder(config, self.levels.outputs)
+        self.decoder = network.decoder(config, self.levels.outputs)
         self.likelihood = make_likelihood(config, data_variance)
 
     def forward(self, images: UInt8[Tensor, "n c h w"], progress: float = 0.0) -> VQVAEOutput:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stage1_vqvae.config import VQVAEConfig
 from stage1_vqvae.discriminator import Discriminator, DiscriminatorOutput
 from stage1_vqvae.objective import RAMP, ObjectiveConfig
-from stage1_vqvae.perceptual import KMeansFeatures, focal_frequency
+from stage1_vqvae.perceptual import ClassFeatures, FeatureDistance, KMeansFeatures, VggFeatures, focal_frequency
 
 
 class SharpOutput(NamedTuple):
@@ -27,7 +27,7 @@ class SharpLosses(nn.Module):
         super().__init__()
         self.objective = objective
         self.discriminator = Discriminator(config) if objective.adversarial_weight else None
-        self.features = KMeansFeatures(config.channels) if objective.features == "kmeans" else None
+        self.features = _features(objective, config.channels)
 
     def forward(
         self,
@@ -56,8 +56,8 @@ class SharpLosses(nn.Module):
         return SharpOutput(torch.stack(terms).sum() if terms else target.new_zeros(()), metrics)
 
     def initialise(self, batches: Sequence[Float[Tensor, "n c h w"]], generator: torch.Generator) -> None:
-        """Learn what features are learned from images, on [-1/2, 1/2]."""
-        if self.features is not None:
+        """Learn the features that are learned from images alone, on [-1/2, 1/2]; others have been given theirs."""
+        if self.objective.features == "kmeans" and self.features is not None:
             self.features.fit(batches, generator)
 
     def _adversarial(self, output: DiscriminatorOutput, progress: float) -> list[Tensor]:
@@ -68,3 +68,15 @@ class SharpLosses(nn.Module):
     def ramp(self, progress: float) -> float:
         """The factor on the adversarial loss: 0 until its start, then rising linearly to 1 over a tenth of training."""
         return min(1.0, max(0.0, (progress - self.objective.adversarial_start) / RAMP))
+
+
+def _features(objective: ObjectiveConfig, channels: int) -> FeatureDistance | None:
+    match objective.features:
+        case "none":
+            return None
+        case "kmeans":
+            return KMeansFeatures(channels)
+        case "classes":
+            return ClassFeatures(channels)
+        case "vgg":
+            return VggFeatures()

@@ -39,8 +39,11 @@ class Summary(NamedTuple):
 class VQVAETask(nn.Module):
     """A VQ-VAE with what its training needs besides: the losses and, of a sharp one, the discriminator and features.
 
-    The state_dict of `network` is the result; `sharp` is discarded after training.
+    The state_dict of `network` is the result; `sharp` is discarded after training. `codebooks_given`: `initialise`
+    leaves the codebooks alone, since they are those of a trained network.
     """
+
+    codebooks_given = False
 
     def __init__(self, network: VQVAE) -> None:
         super().__init__()
@@ -74,7 +77,8 @@ class VQVAETask(nn.Module):
         """Fit the codebooks to the untrained encoder's outputs on a few batches of the training size, then features."""
         network = self.network
         normalised = [network.normalise(batch) for batch in batches]
-        network.levels.initialise([network.encoder(batch) for batch in normalised], generator)
+        if not self.codebooks_given:
+            network.levels.initialise([network.encoder(batch) for batch in normalised], generator)
         if self.sharp is not None:
             self.sharp.initialise(normalised, generator)
 

@@ -88,7 +88,13 @@ def test_the_commands_shown_exist_with_their_flags(page: Path) -> None:
 
 @every_guide
 def test_the_flags_named_exist(page: Path) -> None:
-    flags = {f for c in main.commands.values() for p in c.params if isinstance(p, click.Option) for f in p.opts}
+    flags = {
+        f
+        for c in main.commands.values()
+        for p in c.params
+        if isinstance(p, click.Option)
+        for f in (*p.opts, *p.secondary_opts)
+    }
     named = set(re.findall(r"`(--[a-z][a-z-]+)", page.read_text()))
     of_others = {"--cpu", "--debug", "--help", "--requeue"}
     assert named <= flags | of_others, f"{page.name}: {named - flags - of_others}"

@@ -55,13 +55,30 @@ def alexnet_weights(folder: Path) -> Path:
     return saved(folder, {**state, **drawn})
 
 
+def vgg_weights(folder: Path) -> Path:
+    """Weights of VGG16 as torchvision loads them, without most of the classifier, which no distance has a use for."""
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        network = vgg16()
+    features = network.features.to_empty(device="cpu")
+    _draw(features)
+    generator = torch.Generator().manual_seed(1)
+    state = {f"features.{name}": weights for name, weights in features.state_dict().items()}
+    for name in state:
+        if name.endswith("bias"):
+            state[name].normal_(0, 0.1, generator=generator)
+    return saved(folder, {**state, "classifier.6.bias": torch.zeros(1000)})
+
+
 def publish(monkeypatch: pytest.MonkeyPatch, weights: Path, server: str = "http://127.0.0.1:9") -> None:
     """The weights are those that a network is published with, at a server that does not answer unless there is one, and
     the folder of torch's cache that they are in is the one used."""
     from torch_fidelity import feature_extractor_inceptionv3 as published
-    from torchvision.models import AlexNet_Weights
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     url = f"{server}/{weights.name}"
     monkeypatch.setattr(published, "URL_INCEPTION_V3", url)
     monkeypatch.setattr(AlexNet_Weights.DEFAULT.value, "url", url)
+    monkeypatch.setattr(VGG16_Weights.IMAGENET1K_V1.value, "url", url)
     monkeypatch.setenv("TORCH_HOME", str(weights.parents[2]))

@@ -17,13 +17,20 @@ from pipeline.runs.layout import RunFolder
 from pipeline.runs.saved import VQVAERun
 
 
-def images_like(config: VQVAERun, data: str) -> ImageSet:
-    """The images of a folder, a .zip, a file or a data set. Raises DataError, and UsageError for a run folder."""
+def images_like(config: VQVAERun, data: str, colour: Colour | None = None) -> ImageSet:
+    """The images of a folder, a .zip, a file or a data set, in the run's colour or another one. Raises DataError, and
+    UsageError for a run folder."""
     if RunFolder(Path(data)).contains_run():
         raise UsageError(f"{data} is a run folder, not images: name it with --run {data}, and images by themselves")
     size = f"{config.model.height}x{config.model.width}"
-    colour: Colour = "grey" if config.model.channels == 1 else "colour"
-    options = {"data": data, "image_size": size, "colour": colour, "max_pixels": config.data.max_pixels}
+    options = {
+        "data": data,
+        "image_size": size,
+        "colour": colour or ("grey" if config.model.channels == 1 else "colour"),
+        "crop": config.data.crop,
+        "draft": config.data.draft,
+        "max_pixels": config.data.max_pixels,
+    }
     return load_images(*build(options, DataConfig))
 
 

@@ -54,6 +54,7 @@ def _vqvae(folder: RunFolder, loaded: LoadedVQVAE) -> list[tuple[str, str]]:
         ("  parts", f"{len(parts.train):,} training, {len(parts.validation):,} validation, {tested}"),
         ("  images", images_in_words(model)),
         ("  codes", f"{codes_in_words(model)}, codes_sha256 {loaded.codes_sha256[:12]}"),
+        *([] if config.init is None else [("  begun from", str(config.init))]),
         *read_validation(folder.vqvae).metrics.rows(),
     ]
 

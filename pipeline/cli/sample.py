@@ -21,16 +21,14 @@ from pipeline.cli.flags import (
 )
 from pipeline.cli.inputs import images_like, single_image
 from pipeline.config.arguments import CompleteArguments, GenerateFilesArguments
-from pipeline.config.data import DataConfig
 from pipeline.config.options import build
 from pipeline.config.sampling import CompleteConfig, DecoderName, FileConfig, SampleConfig
 from pipeline.data import pixels
-from pipeline.data.image_set import load_images
 from pipeline.data.pictures import COLUMNS
 from pipeline.data.sources import SUFFIXES
 from pipeline.errors import UsageError
 from pipeline.reporting import reporter_for_command, table
-from pipeline.runs.saved import codes_in_words, images_in_words
+from pipeline.runs.saved import VQVAERun, codes_in_words, images_in_words
 from pipeline.sampling.complete import complete
 from pipeline.sampling.generate import generate_files
 from pipeline.sampling.labels import class_numbers
@@ -133,7 +131,7 @@ def complete_command(
     model = loaded(run, "samples", device, decoder=decoder)
     config = model.vqvae.config
     original = single_image(image, images_like(config, str(image)))
-    kept = str(keep) if mask is None else _mask_of_picture(mask, image, (config.model.height, config.model.width))
+    kept = str(keep) if mask is None else _mask_of_picture(mask, image, config)
     done = complete(model, original.copy(), kept, label=label, **options)
     grey = np.where(done.kept, original, 128).astype(np.uint8)
     shown = np.concatenate([np.stack([original, grey]), done.images.numpy()])
@@ -141,12 +139,12 @@ def complete_command(
     say_result(f"wrote {out}: the image, what is kept, and {len(done.images)} completions")
 
 
-def _mask_of_picture(mask: Path, image: Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def _mask_of_picture(mask: Path, image: Path, config: VQVAERun) -> Bool[np.ndarray, "h w"]:
     """Where a picture is white, cut to size as the image is. Raises UsageError unless both have one shape."""
     for path in (mask, image):
         if path.suffix.lower() not in SUFFIXES:
             raise UsageError(f"a --mask lies over one picture, and {path} is no picture file")
-    grey = load_images(DataConfig(data=str(mask), image_size=f"{size[0]}x{size[1]}", colour="grey"))
+    grey, size = images_like(config, str(mask), "grey"), (config.model.height, config.model.width)
     (mask_width, mask_height), (width, height) = (pixels.open_image(path.read_bytes()).size for path in (mask, image))
     if (mask_width, mask_height) not in ((width, height), size[::-1]):
         raise UsageError(

@@ -56,6 +56,7 @@ def _loop_options(command: Command[...]) -> Command[...]:
 
 @click.command("train-vqvae")
 @functools.partial(_training_options, "vqvae")
+@click.option("--init", metavar="RUN", type=click.Path(path_type=Path), help="Begin from stage 1 of this run.")
 @flags(DataConfig, VQVAEConfig, TrainingConfig, preset=PRESETS["base"].vqvae)
 def train_vqvae_command(
     out: Path | None,
@@ -63,6 +64,7 @@ def train_vqvae_command(
     preset: PresetName | None,
     config: Path | None,
     log: str | None,
+    init: Path | None,
     quiet: bool,
     **options: Unpack[VQVAEArguments],
 ) -> None:
@@ -73,6 +75,7 @@ def train_vqvae_command(
         preset=preset,
         config=config,
         log=log,
+        init=init,
         reporter=reporter_for_command(quiet),
         **options,
     )

@@ -16,6 +16,8 @@ class DataArguments(TypedDict, total=False):
     data: str
     image_size: str | None
     colour: Literal["auto", "grey", "colour"]
+    crop: Literal["centre", "random"]
+    draft: bool
     flip: bool
     labels: bool
     validation: float
@@ -40,6 +42,7 @@ class ObjectiveArguments(TypedDict, total=False):
 class NetworkArguments(ObjectiveArguments, total=False):
     """VQVAEConfig, but for the bottleneck."""
 
+    network: Literal["strided", "residual"]
     hidden: int
     residual_blocks: int
     residual_channels: int

@@ -13,6 +13,7 @@ NAMED = ("mnist", "fashion-mnist", "cifar10")  # torchvision's, each with an off
 
 _BYTES_PER_PIXEL = 8  # of red, green, blue and opacity in 16 bits each, the most that is not compressed
 _METADATA = 2**20  # bytes besides the pixels
+_MARGIN = 8  # an eighth of a window: how much more is decoded for it to be moved in
 
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
@@ -30,6 +31,15 @@ class DataConfig:
         description="Height and width, as 32 or 48x32; by default the images' own where they agree.",
     )
     colour: Literal["auto", "grey", "colour"] = Field(default="auto", description="Channels; auto looks at the images.")
+    crop: Literal["centre", "random"] = Field(
+        default="centre",
+        description="What is cut of an image: its centre, or while training a window of --image-size at random out of "
+        "an eighth more.",
+    )
+    draft: bool = Field(
+        default=True,
+        description="Decode a JPEG much larger than --image-size at a half, a quarter or an eighth, which is faster.",
+    )
     flip: bool = Field(default=False, description="Mirror images at random while training.")
     labels: bool = Field(default=True, description="Learn the folders' names as classes.")
     validation: float = Field(
@@ -74,6 +84,11 @@ class DataConfig:
         problems += [f"--{name} holds a NUL character, which no path does" for name in impossible]
         if self.image_size is not None and (not _SIZE.fullmatch(self.image_size) or 0 in self.size()):
             problems.append(f"--image-size takes a number of pixels or HEIGHTxWIDTH; got {self.image_size!r}")
+        if self.image_size is None and self.crop == "random":
+            problems.append(
+                "--crop random cuts windows of --image-size out of larger images, and without one they would be whole "
+                "images; give --image-size, or --crop centre"
+            )
         if self.validation + self.test_fraction >= 1:
             problems.append(
                 f"--validation {self.validation} and --test {self.test} leave no image to train on; choose smaller ones"
@@ -102,3 +117,18 @@ class DataConfig:
         match = _SIZE.fullmatch(self.image_size or "")
         assert match
         return int(match[1]), int(match[2] or match[1])
+
+    def with_margin(self, window: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that images are decoded to, for windows of this height and width to be cut out of them."""
+        if self.crop == "centre":
+            return window
+        height, width = (side + -(-side // _MARGIN) for side in window)
+        return height, width
+
+    @property
+    def draft_side(self) -> int | None:
+        """The pixels that a side of a JPEG has at least once it is decoded smaller than it is; None where none is.
+
+        Twice those wanted, on whichever side: the resizing to them then averages over enough.
+        """
+        return 2 * max(self.with_margin(self.size())) if self.draft and self.image_size is not None else None

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
+from pipeline.config.data import DataConfig
 from pipeline.data import pixels
-from pipeline.data.pixels import BadImageError, Colour, channels
+from pipeline.data.pixels import BadImageError, Colour
 from pipeline.data.sources import UNREADABLE, Source
 from pipeline.errors import DataError
 from pipeline.resources import free_memory
@@ -25,16 +26,13 @@ CHUNK = 16  # images that a thread decodes before it takes others
 
 
 class Plan(NamedTuple):
-    """What every image of a source is decoded to."""
+    """What is seen of every image of a source: its colour, and the size of a window."""
 
     colour: Colour
     height: int
     width: int
     size_asked: bool  # else it is the images' own, and all have it
     colour_asked: bool
-
-    def shape(self, n: int) -> tuple[int, int, int, int]:
-        return n, channels(self.colour), self.height, self.width
 
     def check(self, image: Image.Image) -> None:
         """Raise BadImageError for an image unlike those that the plan was made by."""
@@ -52,15 +50,18 @@ class _Probe(NamedTuple):
     grey: bool
 
 
-def plan_for(source: Source, size: tuple[int, int] | None, colour: Colour | None) -> Plan:
+def plan_for(source: Source, config: DataConfig) -> Plan:
     """Size and colour as asked for, or those of a few images spread over the source.
 
     Raises DataError when these differ in size.
     """
+    size = config.size() if config.image_size else None
+    colour: Colour | None = None if config.colour == "auto" else config.colour
     if size and colour:
         return Plan(colour, *size, size_asked=True, colour_asked=True)
     step = -(-len(source.names) // PROBED)
-    probes = list(_probe(source, source.names[::step])) or list(islice(_probe(source, source.names), 1))
+    side = config.draft_side
+    probes = list(_probe(source, source.names[::step], side)) or list(islice(_probe(source, source.names, side), 1))
     chosen = colour or ("grey" if all(probe.grey for probe in probes) else "colour")
     if size:
         return Plan(chosen, *size, size_asked=True, colour_asked=colour is not None)
@@ -72,33 +73,35 @@ def plan_for(source: Source, size: tuple[int, int] | None, colour: Colour | None
     return Plan(chosen, *own, size_asked=False, colour_asked=colour is not None)
 
 
-def _probe(source: Source, names: tuple[str, ...]) -> Iterator[_Probe]:
+def _probe(source: Source, names: tuple[str, ...], draft_side: int | None) -> Iterator[_Probe]:
     for name in names:
         try:
-            image = _open(source, name)
+            image = _open(source, name, draft_side)
         except BadImageError:
             continue  # decoding all of them will report it
         yield _Probe((image.height, image.width), pixels.is_grey(image))
 
 
-def _open(source: Source, name: str) -> Image.Image:
+def _open(source: Source, name: str, draft_side: int | None) -> Image.Image:
     try:
         data = source.read(name)
     except UNREADABLE as error:
         raise BadImageError(str(error)) from error
-    return pixels.open_image(data)
+    return pixels.open_image(data, draft_side)
 
 
-def decode_into(array: UInt8[np.ndarray, "n c h w"], source: Source, plan: Plan) -> dict[int, str]:
-    """Decode every file into its row; returns why some could not be."""
-
+def decode_into(
+    array: UInt8[np.ndarray, "n c h w"], source: Source, plan: Plan, draft_side: int | None
+) -> dict[int, str]:
+    """Decode every file into its row, with the margin that a row has around a window; returns why some could not be."""
+    _, _, *size = array.shape
     alone = threading.Lock()
 
     def decode(index: int) -> str | None:
         try:
-            image = _open(source, source.names[index])
+            image = _open(source, source.names[index], draft_side)
             plan.check(image)
-            array[index] = pixels.fit(image, plan.height, plan.width, plan.colour)
+            array[index] = pixels.fit_with_margin(image, (plan.height, plan.width), (size[0], size[1]), plan.colour)
         except BadImageError as error:
             return str(error)
         return None

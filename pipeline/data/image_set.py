@@ -33,9 +33,14 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Decoded images, in memory or memory-mapped, with what is known of them."""
+    """Decoded images, in memory or memory-mapped, with what is known of them.
 
-    images: UInt8[np.ndarray, "n c h w"]
+    They may have a margin around their centre `window`, height and width of which are those of `images`: a training
+    with --crop random moves the window in it, and everything else sees `images` alone.
+    """
+
+    decoded: UInt8[np.ndarray, "n c h2 w2"]
+    window: tuple[int, int]
     labels: Int[np.ndarray, "n"] | None
     class_names: tuple[str, ...]
     fingerprint: str
@@ -44,10 +49,39 @@ class ImageSet:
     passed_over: str = ""  # files that are no images, by their suffixes
 
     @property
+    def images(self) -> UInt8[np.ndarray, "n c h w"]:
+        """The centre windows: a view, no copy."""
+        top, left = (side // 2 for side in self._margins)
+        height, width = self.window
+        return self.decoded[:, :, top : top + height, left : left + width]
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+        return self.decoded.shape[1], *self.window
+
+    @property
+    def positions(self) -> int:
+        """How many positions a window may have in an image: one without a margin."""
+        rows, columns = self._margins
+        return (rows + 1) * (columns + 1)
+
+    @property
+    def _margins(self) -> tuple[int, int]:
+        """Rows and columns that an image has more than a window."""
+        return self.decoded.shape[2] - self.window[0], self.decoded.shape[3] - self.window[1]
+
+    def windows(self, indices: Int[np.ndarray, "m"], positions: Int[np.ndarray, "m"]) -> UInt8[np.ndarray, "m c h w"]:
+        """A copy of these images, each cut out at its position, counted from 0 row by row."""
+        if self.positions == 1:
+            return self.decoded[indices]
+        height, width = self.window
+        tops, lefts = np.divmod(positions, self._margins[1] + 1)
+        cut = (
+            self.decoded[index, :, top : top + height, left : left + width]
+            for index, top, left in zip(indices, tops, lefts, strict=True)
+        )
+        return np.stack(list(cut))
 
 
 def load_images(config: DataConfig, *, shared: bool = False, reporter: Reporter | None = None) -> ImageSet:
@@ -109,13 +143,14 @@ def from_array(
         raise DataError(f"images must be uint8 (n, 1 or 3, height, width); got {array.dtype} {array.shape}")
     if labels is not None:
         _check_labels(labels, len(array))
-    height, width = config.size() if config.image_size else array.shape[2:]
+    window = config.size() if config.image_size else (array.shape[2], array.shape[3])
     colour = config.colour if config.colour != "auto" else ("grey" if array.shape[1] == 1 else "colour")
-    if array.shape[1:] != (channels(colour), height, width):
-        array = _fitted(array, (len(array), channels(colour), height, width))
+    shape = (len(array), channels(colour), *config.with_margin(window))
+    if array.shape != shape:
+        array = _fitted(array, window, shape)
     kept = labels.astype(np.int64) if labels is not None and config.labels else None
     names = class_names or tuple(str(i) for i in range(0 if kept is None else int(kept.max()) + 1))
-    return ImageSet(array, kept, names if kept is not None else (), fingerprint(array, kept))
+    return ImageSet(array, window, kept, names if kept is not None else (), fingerprint(array, window, kept))
 
 
 def _as_array(given: np.ndarray | Tensor) -> np.ndarray:
@@ -126,11 +161,14 @@ def _as_array(given: np.ndarray | Tensor) -> np.ndarray:
         raise DataError(f"images and targets must be arrays or tensors of whole numbers ({reason})") from error
 
 
-def _fitted(images: UInt8[np.ndarray, "n c h w"], shape: tuple[int, int, int, int]) -> UInt8[np.ndarray, "n c2 h2 w2"]:
+def _fitted(
+    images: UInt8[np.ndarray, "n c h w"], window: tuple[int, int], shape: tuple[int, int, int, int]
+) -> UInt8[np.ndarray, "n c2 h2 w2"]:
     resources.check_memory(_CPU, math.prod(shape), _in_words(shape), "choose a smaller --image-size")
     fitted, (_, depth, height, width) = np.empty(shape, np.uint8), shape
     for row, image in zip(fitted, images, strict=True):
-        row[:] = pixels.fit(pixels.to_pil(image), height, width, "grey" if depth == 1 else "colour")
+        colour: pixels.Colour = "grey" if depth == 1 else "colour"
+        row[:] = pixels.fit_with_margin(pixels.to_pil(image), window, (height, width), colour)
     return fitted
 
 
@@ -152,9 +190,14 @@ def _check_labels(labels: np.ndarray, n: int) -> None:
         )
 
 
-def fingerprint(images: UInt8[np.ndarray, "n c h w"], labels: Int[np.ndarray, "n"] | None) -> str:
-    """sha256 of the pixels, their shape and the labels: what a run was trained on, whatever the files are called."""
+def fingerprint(
+    images: UInt8[np.ndarray, "n c h w"], window: tuple[int, int], labels: Int[np.ndarray, "n"] | None
+) -> str:
+    """sha256 of the pixels, margins included, their shape, that of smaller windows, and the labels: what a run was
+    trained on, whatever the files are called."""
     digest = hashlib.sha256(str(images.shape).encode())
+    if window != images.shape[2:]:
+        digest.update(str(window).encode())
     for start in range(0, len(images), size := images_at_a_time(images)):
         digest.update(images[start : start + size].tobytes())
     if labels is not None:
@@ -168,22 +211,26 @@ def images_at_a_time(images: UInt8[np.ndarray, "n c h w"]) -> int:
 
 
 def _from_files(source: Source, config: DataConfig, reporter: Reporter, *, shared: bool) -> ImageSet:
-    size = config.size() if config.image_size else None
     with pixels.decoders(config.max_pixels):
-        plan = plan_for(source, size, None if config.colour == "auto" else config.colour)
-        shape = plan.shape(len(source.names))
+        plan = plan_for(source, config)
+        shape = _shape(source, config, plan)
         if not shared and math.prod(shape) <= config.memory_gib * 2**30:
             remedy = "choose a smaller --image-size, or a smaller --memory-gib: then they lie in a file of the cache"
             resources.check_memory(_CPU, math.prod(shape), _in_words(shape), remedy)
             array = np.empty(shape, np.uint8)
-            decoded = _labelled(source, config, array, decode_into(array, source, plan))
+            decoded = _decoded(source, config, plan, array)
         else:
             decoded = _from_cache(source, config, plan, reporter)
     others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.passed_over)
     return replace(decoded, passed_over=others)
 
 
-def _labelled(source: Source, config: DataConfig, array: np.ndarray, bad: dict[int, str]) -> ImageSet:
+def _shape(source: Source, config: DataConfig, plan: Plan) -> tuple[int, int, int, int]:
+    return len(source.names), channels(plan.colour), *config.with_margin((plan.height, plan.width))
+
+
+def _decoded(source: Source, config: DataConfig, plan: Plan, array: np.ndarray) -> ImageSet:
+    bad = decode_into(array, source, plan, config.draft_side)
     skipped = tuple(f"{source.names[index]}: {reason}" for index, reason in bad.items())
     if bad and (config.on_bad_image == "error" or len(bad) == len(source.names)):
         listed = "\n".join(f"  {line}" for line in skipped[:_LISTED])
@@ -197,7 +244,8 @@ def _labelled(source: Source, config: DataConfig, array: np.ndarray, bad: dict[i
     labels = None if labelling is None else np.asarray(labelling.labels, dtype=np.int64)
     kept = _moved_up(array, good) if bad else array
     files = tuple(source.names[index] for index in good)
-    return ImageSet(kept, labels, names, fingerprint(kept, labels), skipped, files)
+    window = (plan.height, plan.width)
+    return ImageSet(kept, window, labels, names, fingerprint(kept, window, labels), skipped, files)
 
 
 def _moved_up(array: UInt8[np.ndarray, "n c h w"], rows: Int[np.ndarray, "m"]) -> UInt8[np.ndarray, "m c h w"]:
@@ -211,35 +259,40 @@ def _moved_up(array: UInt8[np.ndarray, "n c h w"], rows: Int[np.ndarray, "m"]) -
 def _from_cache(source: Source, config: DataConfig, plan: Plan, reporter: Reporter) -> ImageSet:
     """Open the memory-mapped pixels of these files, decoding them first if nobody has."""
     decides = f"{source.stamp}\n{plan}\n{config.labels} {config.on_bad_image} {config.max_pixels}"
+    if config.crop == "random":
+        decides += "\nwith a margin"
+    if config.draft_side is not None:
+        decides += f"\nJPEG from {config.draft_side} pixels a side"
     key = hashlib.sha256(decides.encode()).hexdigest()[:32]
     folder = cache.decoded_folder() / key
-    there = _opened(folder)
+    window = (plan.height, plan.width)
+    there = _opened(folder, window)
     if there is not None:
         return there
     with cache.alone_with(key, reporter):
-        decoded = _opened(folder)  # perhaps the command that was waited for has decoded them
+        decoded = _opened(folder, window)  # perhaps the command that was waited for has decoded them
         if decoded is None:
             shutil.rmtree(folder, ignore_errors=True)  # what does not open whole
-            shape = plan.shape(len(source.names))
+            shape = _shape(source, config, plan)
             cache.remove_orphans(key)
             cache.make_room(math.prod(shape), _in_words(shape))
             # Another machine with the same home may decode the same files: whoever is first is right.
             with contextlib.suppress(FileExistsError), atomic_folder(folder) as unfinished:
                 _decode_to_folder(unfinished, source, config, plan)
-            decoded = _opened(folder)
+            decoded = _opened(folder, window)
     if decoded is None:
         raise DataError(f"{folder} was removed or damaged meanwhile; try again, or `gen cache --clear` first")
     return decoded
 
 
-def _opened(folder: Path) -> ImageSet | None:
+def _opened(folder: Path, window: tuple[int, int]) -> ImageSet | None:
     """The decoded set in a folder of the cache; None where there is none, it is being removed, or it is damaged."""
     try:
         about = json.loads((folder / cache.ABOUT).read_text())
         labels = np.load(folder / cache.LABELS) if about["class_names"] else None
         array = mapped.open_held(folder / cache.IMAGES)
         class_names, skipped, names = (tuple(about[name]) for name in ("class_names", "skipped", "names"))
-        found = ImageSet(array, labels, class_names, about["fingerprint"], skipped, names)
+        found = ImageSet(array, window, labels, class_names, about["fingerprint"], skipped, names)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     with contextlib.suppress(PermissionError):  # of a cache that others fill
@@ -248,11 +301,11 @@ def _opened(folder: Path) -> ImageSet | None:
 
 
 def _decode_to_folder(folder: Path, source: Source, config: DataConfig, plan: Plan) -> None:
-    array = mapped.lay_out(folder / cache.IMAGES, plan.shape(len(source.names)))
-    decoded = _labelled(source, config, array, decode_into(array, source, plan))
+    array = mapped.lay_out(folder / cache.IMAGES, _shape(source, config, plan))
+    decoded = _decoded(source, config, plan, array)
     array.flush()
     if decoded.skipped:
-        mapped.shorten(folder / cache.IMAGES, len(decoded.images))
+        mapped.shorten(folder / cache.IMAGES, len(decoded.decoded))
     if decoded.labels is not None:
         np.save(folder / cache.LABELS, decoded.labels)
     about = {

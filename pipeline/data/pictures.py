@@ -27,9 +27,6 @@ def interleaved(
 
 
 def write_picture(path: Path, images: UInt8[np.ndarray, "n c h w"]) -> None:
-    """A grid as PNG, enlarged where images are small, under its name only once it is complete."""
-    picture = pixels.grid(images, COLUMNS)
-    factor = max(1, 64 // images.shape[-1])
+    """A grid as PNG, under its name only once it is complete."""
     with atomic_file(path) as unfinished:
-        enlarged = picture.resize((picture.width * factor, picture.height * factor), pixels.NEAREST)
-        enlarged.save(unfinished, format="png")
+        pixels.grid(images, COLUMNS).save(unfinished, format="png")

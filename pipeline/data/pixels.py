@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 Colour = Literal["grey", "colour"]
 
 NEAREST = Image.Resampling.NEAREST
+_SHOWN_WIDTH = 96  # pixels that an image in a picture of several has at least
 
 _UPRIGHT = MappingProxyType(
     {
@@ -78,8 +79,11 @@ def _silent_libtiff() -> Iterator[None]:
             setter(handler)
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, draft_side: int | None = None) -> Image.Image:
     """Decode a file to mode L or RGB: first frame, EXIF rotation applied, transparency over white.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves no side fewer pixels than
+    `draft_side`.
 
     Raises BadImageError with a reason in a few words. Call it within `decoders`.
     """
@@ -87,6 +91,8 @@ def open_image(data: bytes) -> Image.Image:
         raise BadImageError("empty file")
     try:
         with Image.open(io.BytesIO(data)) as file:
+            if draft_side is not None:
+                _draft(file, draft_side)
             file.load()
             return _as_seen(_upright(file))
     except UnidentifiedImageError as error:
@@ -98,6 +104,18 @@ def open_image(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _draft(file: Image.Image, side: int) -> None:
+    """Let a JPEG be decoded smaller, by fewer terms of its cosine transform: each pixel is then about the mean of those
+    that it stands for. Other formats know of no such thing.
+
+    Only where it divides both sides: libjpeg rounds them up, and the picture would be stretched by up to a pixel.
+    """
+    for scale in (8, 4, 2):
+        if file.width % scale == file.height % scale == 0 and min(file.size) >= scale * side:
+            file.draft(None, (file.width // scale, file.height // scale))
+            return
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -151,13 +169,29 @@ def fit(image: Image.Image, height: int, width: int, colour: Colour) -> UInt8[np
     return pixels[None] if colour == "grey" else pixels.transpose(2, 0, 1)
 
 
+def fit_with_margin(
+    image: Image.Image, window: tuple[int, int], size: tuple[int, int], colour: Colour
+) -> UInt8[np.ndarray, "c height width"]:
+    """As `fit` to `size` (height, width), out of which windows are cut.
+
+    An image that has a window's size already is not enlarged, but its border is repeated all around: the centre window
+    is then the image itself.
+    """
+    if image.size != window[::-1]:
+        return fit(image, *size, colour)
+    missing = [total - side for side, total in zip(window, size, strict=True)]
+    return np.pad(fit(image, *window, colour), [(0, 0), *((m // 2, m - m // 2) for m in missing)], mode="edge")
+
+
 def to_pil(pixels: UInt8[np.ndarray, "c h w"]) -> Image.Image:
     """The inverse of `fit`: (1 or 3, height, width) to a PIL image."""
     return Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0))
 
 
 def grid(images: UInt8[np.ndarray, "n c h w"], columns: int, padding: int = 2) -> Image.Image:
-    """Lay images out in rows on white."""
+    """Lay images out in rows on white, small ones enlarged by a whole number, each pixel to a square of its own."""
+    factor = -(-_SHOWN_WIDTH // images.shape[-1])
+    images = images.repeat(factor, axis=2).repeat(factor, axis=3)
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     canvas = np.full(

@@ -26,7 +26,7 @@ class Hashes(NamedTuple):
 def hashes(image_set: ImageSet) -> Hashes:
     """The hashes of these images."""
     names = (name.encode() for name in image_set.names)
-    return Hashes(_hashed(image.tobytes() for image in image_set.images), _hashed(names))
+    return Hashes(_hashed(image.tobytes() for image in image_set.decoded), _hashed(names))
 
 
 def _hashed(contents: Iterable[bytes]) -> Int[np.ndarray, "n"]:

@@ -276,13 +276,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _picture(strips: Sequence[Strip]) -> Image.Image:
-    """Each row's name, and its images, enlarged where they are small."""
-    factor = max(1, 48 // strips[0].images.shape[-1])
+    """Each row's name, and its images."""
     rows = [pixels.grid(strip.images, _SHOWN).convert("RGB") for strip in strips]
-    enlarged = [row.resize((factor * row.width, factor * row.height), pixels.NEAREST) for row in rows]
-    canvas = Image.new("RGB", (_TEXT + enlarged[0].width, sum(row.height for row in enlarged)), "white")
+    canvas = Image.new("RGB", (_TEXT + rows[0].width, sum(row.height for row in rows)), "white")
     pen, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(13), 0
-    for strip, row in zip(strips, enlarged, strict=True):
+    for strip, row in zip(strips, rows, strict=True):
         canvas.paste(row, (_TEXT, top))
         pen.text((4, top + row.height // 2), strip.name, "black", font, anchor="lm")
         top += row.height

@@ -72,15 +72,15 @@ def evaluate_folder(
     if run is not None:
         opened, launch = open_run(run, "vqvae"), Launch({}, processes.start(), reporter, None)
         most = None if config.inception else max(MOST_BY_DEFAULT, config.n or 0)
-        flip, parts = opened.vqvae.data.flip, read_parts(opened, Source(data, test_data), most, launch)
+        real, parts = opened.vqvae.data, read_parts(opened, Source(data, test_data), most, launch)
     else:
         (real,) = build({"data": str(reference), "image_size": image_size}, DataConfig)
-        flip, parts = False, _quartered(load_images(real, reporter=reporter), str(reference))
-    given = _like(parts, Path(samples), reporter)
+        parts = _quartered(load_images(real, reporter=reporter), str(reference))
+    given = _like(parts, real, Path(samples), reporter)
     if config.n is not None and config.n > len(given.images):
         raise UsageError(f"--n {config.n:,}: {samples} holds {len(given.images):,} images; choose as many at most")
     n = config.n or min(len(given.images), len(parts.test.images), len(parts.split.validation), MOST_BY_DEFAULT)
-    yardstick = yardstick_of(parts, replace(config, n=n), flip=flip, device=found, reporter=reporter)
+    yardstick = yardstick_of(parts, replace(config, n=n), flip=real.flip, device=found, reporter=reporter)
     judged = yardstick.measured(*given.drawn(n), near_quantile(yardstick.floor.nearest))
     notes = yardstick.notes
     if yardstick.with_classes and given.labels is None:
@@ -96,7 +96,9 @@ def _check_idle(options: Options, run: str | Path | None) -> None:
     else:
         idle["image_size"] = "a --reference; the images of a run have a size"
     wrong = [
-        f"--{name.replace('_', '-')} is about {why}; leave it out" for name, why in idle.items() if options.get(name)
+        f"--{name.replace('_', '-')} is about {why}; leave it out"
+        for name, why in idle.items()
+        if options.get(name) is not None
     ]
     if wrong:
         raise UsageError("\n".join(wrong))
@@ -113,14 +115,14 @@ def _quartered(image_set: ImageSet, reference: str) -> Parts:
     return replace(first, test=first.labelled(split.test))
 
 
-def _like(parts: Parts, samples: Path, reporter: Reporter) -> Labelled:
-    """Images made as those of the data are."""
+def _like(parts: Parts, real: DataConfig, samples: Path, reporter: Reporter) -> Labelled:
+    """Images made as those of the data are, which `real` says of them."""
     channels, height, width = parts.image_set.shape
     colour: Colour = "grey" if channels == 1 else "colour"
     if (samples / REQUEST).is_file():
         return _own(samples, height, width, colour)
-    config = build({"data": str(samples), "image_size": f"{height}x{width}", "colour": colour}, DataConfig)
-    read = load_images(*config, reporter=reporter)
+    options = {"image_size": f"{height}x{width}", "colour": colour, "crop": real.crop, "draft": real.draft}
+    read = load_images(*build({**options, "data": str(samples)}, DataConfig), reporter=reporter)
     return Labelled(read.images, classes_as_in(read, parts.image_set.class_names, str(samples)))
 
 

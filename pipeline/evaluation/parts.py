@@ -1,6 +1,6 @@
 """The three parts of a run's images, as evaluation needs them: here alone the test part is read."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -79,12 +79,15 @@ def read_parts(run: Run, source: Source, most: int | None, launch: Launch) -> Pa
     Raises DataError where they have changed or gone, or where no image is left for testing.
     """
     config = run.vqvae
-    now = given({"data": ARRAY if source.images is not None else source.data})
-    image_set = load_image_set(*build(flatten(config.data) | now, DataConfig), source.images, source.targets, launch)
+    now = given({"data": ARRAY if source.images is not None else source.data, "test_data": source.test_data})
+    (wanted,) = build(flatten(config.data) | now, DataConfig)
+    image_set = load_image_set(wanted, source.images, source.targets, launch)
     check_unchanged(run.folder, config, image_set)
     split = load_split(run.folder.vqvae / SPLIT)
     with launch.accelerator.local_main_process_first():
-        test = _test_part(run, image_set, split, source.test_data, most)
+        if source.test_data is None:
+            _check_test_files(run)
+        test = _test_part(run, image_set, split, wanted, most)
     return Parts(image_set, split, test, _known(image_set, np.union1d(split.train, split.validation), test, run))
 
 
@@ -101,9 +104,16 @@ def _known(image_set: ImageSet, indices: Int[np.ndarray, "m"], test: Labelled, r
     return known
 
 
-def _test_part(run: Run, image_set: ImageSet, split: Split, test_data: str | None, most: int | None) -> Labelled:
-    config = run.vqvae
-    official = test_data or config.data.test_data
+def _check_test_files(run: Run) -> None:
+    """Raise DataError unless the run's own official test part is as it was, where there is one."""
+    official = run.vqvae.data.test_data
+    if official is not None and test_files_fingerprint(official) != run.vqvae.test_fingerprint:
+        raise DataError(f"the files of {official} are not those that {run.folder.path} was begun with")
+
+
+def _test_part(run: Run, image_set: ImageSet, split: Split, wanted: DataConfig, most: int | None) -> Labelled:
+    """The test part of `wanted`, the data of the run with what is another now."""
+    config, official = run.vqvae, wanted.test_data
     if official is None:
         if not len(split.test):
             raise DataError(
@@ -111,9 +121,7 @@ def _test_part(run: Run, image_set: ImageSet, split: Split, test_data: str | Non
                 f"{len(image_set.images):,} images for testing; name some that it was not trained on with --test-data"
             )
         return _chosen(image_set, split.test[_at_random(len(split.test), most)])
-    if test_data is None and test_files_fingerprint(official) != config.test_fingerprint:
-        raise DataError(f"the files of {official} are not those that {run.folder.path} was begun with")
-    read = load_test_images(replace(config.data, test_data=official), image_set.shape)
+    read = load_test_images(wanted, image_set.shape)
     return Labelled(read.images, classes_as_in(read, config.class_names, official)).drawn(most)
 
 

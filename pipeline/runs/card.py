@@ -42,14 +42,15 @@ def write_card(folder: RunFolder, evaluation: Evaluation | None = None) -> None:
 
 
 def _vqvae(config: VQVAERun) -> dict[str, str]:
-    training = config.training
-    return {
+    training, init = config.training, config.init
+    rows = {
         "data": Path(config.data.data).name,
         "classes": ", ".join(config.class_names) or "none",
         "images": images_in_words(config.model),
         "codes": codes_in_words(config.model),
         "training": f"{training.steps:,} steps of {training.batch_size} images, seed {training.seed}",
     }
+    return rows if init is None else rows | {"begun from": f"{Path(init.run).name}, codes_sha256 {init.codes_sha256}"}
 
 
 def _sharp(config: DecoderRun) -> dict[str, str]:

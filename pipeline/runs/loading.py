@@ -40,7 +40,7 @@ class LoadedPrior(NamedTuple):
 
 def load_vqvae(run: Run, device: torch.device) -> LoadedVQVAE:
     """Stage 1 of a run. Raises CheckpointError, and ResourceError where there is no room for it or for an image."""
-    _check_image_fits(run.vqvae.model, device)
+    check_image_fits(run.vqvae.model, device)
     network = _filled(lambda: VQVAE(run.vqvae.model), run.folder.vqvae / WEIGHTS)
     codes_sha256 = tensors_sha256(network.code_tensors())
     if run.sharp is not None:
@@ -113,20 +113,26 @@ def check_codes(folder: RunFolder, prior: PriorRun, codes_sha256: str) -> None:
         )
 
 
-def _check_image_fits(config: VQVAEConfig, device: torch.device) -> None:
+def check_image_fits(config: VQVAEConfig, device: torch.device) -> None:
     """Raise ResourceError unless an image can be encoded and decoded, of whatever size: convolutions fit any.
 
-    At a time there are the input and the output of one layer.
+    At a time there are the output of one layer, its input, and those of the blocks that the layer is in.
     """
     sizes: list[int] = []
+    held: list[Tensor] = []  # inputs of the modules at work, outermost first
 
-    def count(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        sizes.append(inputs[0].nbytes + output.nbytes)
+    def begin(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        held.append(inputs[0])
+
+    def end(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        sizes.append(sum({id(tensor): tensor.nbytes for tensor in (*held, output)}.values()))
+        held.pop()
 
     with torch.device("meta"), torch.no_grad():
         network = VQVAE(config)
-        for layer in (*network.encoder, *network.decoder):
-            layer.register_forward_hook(count)
+        for module in (*network.encoder.modules(), *network.decoder.modules()):
+            module.register_forward_pre_hook(begin)
+            module.register_forward_hook(end)
         network.encoder(torch.zeros(1, config.channels, config.height, config.width))
         network.decoder(torch.zeros(1, network.levels.outputs, *config.grids[-1]))
     what = f"an image of {config.height}x{config.width} pixels, as {CONFIG} says,"

@@ -20,6 +20,18 @@ SAMPLED_FROM_NORMAL = ("gaussian", "mmd")
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class InitialRun:
+    """The run that another one began from, and the hashes of what its weights were."""
+
+    run: str
+    codes_sha256: str
+    decoder_sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.run}, codes_sha256 {self.codes_sha256[:12]}, decoder_sha256 {self.decoder_sha256[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class VQVAERun:
     """config.json of stage 1."""
 
@@ -31,6 +43,7 @@ class VQVAERun:
     fingerprint: str  # of the images
     test_fingerprint: str | None = None  # of the files of an official test part
     class_names: tuple[str, ...]
+    init: InitialRun | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

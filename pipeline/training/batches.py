@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.data.code_maps import CodeMaps
 from pipeline.data.image_set import ImageSet
 from pipeline.data.splits import Split
-from pipeline.randomness import BatchIndices, flips, views
+from pipeline.randomness import BatchIndices, crops, flips, views
 from stage2_prior import CodeBatch
 
 MOST_EVALUATED = 256  # images or maps at a time
@@ -21,7 +21,7 @@ _WIDTH = 32  # numbers a pixel, of an encoder's first feature maps
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Images of a split, mirrored at random where asked for."""
+    """Images of a split, moved at random where they have a margin, mirrored at random where asked for."""
 
     images: ImageSet
     parts: Split
@@ -35,7 +35,8 @@ class ImageBatches:
 
     def training_batch(self, batch: BatchIndices, device: torch.device) -> UInt8[Tensor, "n c h w"]:
         """The images of these indices."""
-        pixels = self.images.images[self.parts.train[batch.items]]
+        positions = crops(self.seed, batch, self.population, self.images.positions)
+        pixels = self.images.windows(self.parts.train[batch.items], positions)
         if self.flip:
             mirrored = flips(self.seed, batch, self.population)
             pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)

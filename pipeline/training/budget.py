@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +17,14 @@ TIMED = 16
 SPARE = 0.97  # of the time; the rest is for files, pictures and what the estimate misses
 
 
-def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> int:
+class Timed(NamedTuple):
+    """Steps that fit into a time, and how many images a second they take, all processes together."""
+
+    steps: int
+    images_per_second: float
+
+
+def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> Timed:
     """The steps that `seconds` suffice for on the slowest process, evaluations included. Raises UsageError for none."""
     started = time.perf_counter()
     state = trainer.state
@@ -32,8 +40,9 @@ def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> int:
         module.load_state_dict(tensors)
     state.optimizer.state.clear()
     left = seconds - (time.perf_counter() - started) - evaluation * trainer.config.evaluations
-    own = torch.tensor([SPARE * left / per_step], device=trainer.device)
-    steps = int(trainer.accelerator.gather(own).min())
+    own = torch.tensor([[SPARE * left / per_step, trainer.config.batch_size / per_step]], device=trainer.device)
+    slowest = trainer.accelerator.gather(own).amin(0)
+    steps, images_per_second = int(slowest[0]), float(slowest[1])
     if steps < 1:
         least = (trainer.config.max_minutes or 0) + (per_step / SPARE - left) / 60
         raise UsageError(
@@ -41,7 +50,7 @@ def steps_within(trainer: Trainer[Batch, ReportedT], seconds: float) -> int:
             f"{trainer.config.evaluations} evaluations of {evaluation:.1f} s, and a step takes {per_step:.2f} s; "
             f"a single step would take {least + 0.005:.2f} minutes in all, so give more than that"
         )
-    return steps
+    return Timed(steps, images_per_second)
 
 
 def _seconds(trainer: Trainer[Batch, ReportedT], work: Callable[[], object]) -> float:
@@ -57,7 +66,7 @@ def expected_memory(trainer: Trainer[Batch, ReportedT]) -> int:
     micro_batch = trainer.config.batch_size // (trainer.config.micro_batches or 1)
     with own_random_numbers(trainer.device), trainer.autocast():
         few, more = (saved_bytes(trainer.module, _batch(trainer, images)) for images in PROBED)
-    return weight_bytes(trainer.module, trainer.config) + activations(few, more, micro_batch)
+    return weight_bytes(trainer.module, trainer.config) + activations(few, more, micro_batch, trainer.device)
 
 
 def _batch(trainer: Trainer[Batch, ReportedT], n: int) -> Batch:

@@ -25,11 +25,11 @@ from pipeline.runs.saved import DecoderRun, PriorRun, StageRun, VQVAERun, as_jso
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
-from pipeline.training.budget import expected_memory, steps_within
+from pipeline.training.budget import Timed, expected_memory, steps_within
 from pipeline.training.loop.checkpoint import disk_needed, publish, remove_left_behind
 from pipeline.training.loop.task import Batch, ReportedT
 from pipeline.training.loop.trainer import Ended, Trainer
-from pipeline.training.memory import check_training_fits
+from pipeline.training.memory import Model, check_training_fits, multiply_adds
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
 
 
@@ -57,15 +57,21 @@ class Launch:
 
 
 def resolve_options(
-    stage: str, options: Options, preset: str, config: str | Path | None, configs: tuple[type, ...]
+    stage: str,
+    options: Options,
+    preset: str,
+    config: str | Path | None,
+    configs: tuple[type, ...],
+    network: Options | None = None,
 ) -> OptionDict:
-    """Options in order of precedence: given, from a saved config.json, from the preset. Raises UsageError."""
+    """Options in order of precedence: given, from a saved config.json, of a `network` that is begun from, from the
+    preset. Raises UsageError."""
     sizes = {name: getattr(values, stage) for name, values in PRESETS.items()}
     if not isinstance(preset, str) or preset not in sizes:
         raise UsageError(f"there is no preset {preset!r:.60}; choose one of {', '.join(PRESETS)}")
     if {"steps", "max_minutes"} <= options.keys():
         raise UsageError(BOTH_LENGTHS)
-    resolved: OptionDict = dict(sizes[preset])
+    resolved: OptionDict = {**sizes[preset], **(network or {})}
     resolved |= read_config_file(Path(config), stage, *configs) if config else {}
     if "max_minutes" in options:
         resolved.pop("steps", None)
@@ -161,9 +167,11 @@ def _begin(
         trainer.start()
     else:
         trainer.resume(checkpoint)
-    settings = replace(settings, training=_with_steps(launch, trainer, settings.training))
+    timed = _timed(launch, trainer)
+    if timed is not None:
+        settings = replace(settings, training=replace(settings.training, steps=timed.steps))
     trainer.set_steps(settings.training)
-    launch.reporter.say(_banner(trainer, facts))
+    launch.reporter.say(_banner(trainer, facts, timed))
     processes.on_main(launch.accelerator, lambda: write_json(trainer.folder / IN_PROGRESS, as_json(settings)))
     own = settings.objective if isinstance(settings, DecoderRun) else settings.model
     launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(own, settings.training)))
@@ -210,15 +218,20 @@ def resume_command(stage: Path, *, alone: bool = False) -> str:
     return f"gen train-prior {shlex.quote(str(run.path))} --resume auto{level}"
 
 
-def _with_steps(launch: Launch, trainer: Trainer[Batch, ReportedT], training: TrainingConfig) -> TrainingConfig:
-    """Turn minutes into steps, once: a resumed run has its number already."""
+def _timed(launch: Launch, trainer: Trainer[Batch, ReportedT]) -> Timed | None:
+    """Minutes as steps, once: a run that was given steps, or is resumed, has their number already."""
+    training = trainer.config
     if training.steps is not None:
-        return training
-    seconds = 60 * (training.max_minutes or 0) - (time.perf_counter() - launch.started)
-    return replace(training, steps=steps_within(trainer, seconds))
+        return None
+    return steps_within(trainer, 60 * (training.max_minutes or 0) - (time.perf_counter() - launch.started))
 
 
-def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]]) -> str:
+def cost(model: Model) -> tuple[str, str]:
+    """What an image costs, so that two networks can be compared before hours are spent: a fact of a banner."""
+    return ("arithmetic", f"{multiply_adds(model) / 1e9:.3g} GMAC (multiply-adds) per image, forward")
+
+
+def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]], timed: Timed | None) -> str:
     training, accelerator, done = trainer.config, trainer.accelerator, trainer.state.record.step
     device = f"{accelerator.device.type} ({torch.get_num_threads()} threads)"
     if accelerator.device.type == "cuda":
@@ -227,6 +240,7 @@ def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]]) ->
     memory = f"about {expected_memory(trainer) / 2**20:,.0f} MiB per process, without data and libraries"
     steps = f"{training.steps:,} of {training.batch_size} images" + (f", {done:,} done" if done else "")
     steps += f", estimated to take {training.max_minutes:.3g} minutes in all" if training.max_minutes else ""
+    steps += f", at {timed.images_per_second:,.0f} images per second" if timed else ""
     count = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
     return table(
         [

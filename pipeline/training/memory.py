@@ -1,10 +1,14 @@
-"""How much memory a training takes, asked before it is built: on the meta device of torch tensors have shapes alone."""
+"""How much memory and arithmetic a training takes, asked before it is built.
+
+On the meta device of torch tensors have shapes alone, and nothing is computed.
+"""
 
 from dataclasses import replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import ResourceError
@@ -16,6 +20,8 @@ from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 Model: TypeAlias = VQVAEConfig | PriorConfig
 
 PROBED = (2, 4)  # images of two forward passes whose saved tensors are counted
+WORKING = 3  # of the largest tensor: what one layer's backward pass needs besides what was kept
+HEAP = 1.35  # resident memory over what is allocated on a CPU, as benchmarks/memory_said.py has measured it
 # Options that a training needs more memory for the larger they are.
 _SIZES = ("hidden", "residual_blocks", "residual_channels", "num_codes", "code_dim", "levels")
 _SIZES_OF_PRIORS = ("hidden", "layers", "kernel", "first_kernel", "head", "condition_blocks")
@@ -24,10 +30,10 @@ _SIZES_OF_PRIORS = ("hidden", "layers", "kernel", "first_kernel", "head", "condi
 def check_training_fits(settings: VQVAERun | PriorRun, device: torch.device) -> None:
     """Raise ResourceError when a training needs more memory than is free, naming the option that needs most of it."""
     model, training = settings.model, settings.training
-    needed = training_memory(model, training)
+    needed = training_memory(model, training, device)
     if needed <= free_memory(device):
         return
-    lesser = _with_defaults(model, training)
+    lesser = _with_defaults(model, training, device)
     least = min(lesser, key=lambda name: lesser[name], default="")
     remedy = "choose a smaller --batch-size, more --micro-batches or a smaller --image-size"
     if least and lesser[least] < 0.9 * needed:
@@ -36,7 +42,7 @@ def check_training_fits(settings: VQVAERun | PriorRun, device: torch.device) -> 
     raise ResourceError(f"this training takes about {in_words(needed)} of memory; {remedy}")  # freed since
 
 
-def _with_defaults(model: Model, training: TrainingConfig) -> dict[str, int]:
+def _with_defaults(model: Model, training: TrainingConfig, device: torch.device) -> dict[str, int]:
     """The memory with each of the larger options, one at a time, at its default."""
     names = _SIZES if isinstance(model, VQVAEConfig) else _SIZES_OF_PRIORS
     defaults = type(model)()
@@ -48,15 +54,15 @@ def _with_defaults(model: Model, training: TrainingConfig) -> dict[str, int]:
                 smaller = replace(model, **{name: default})
             except ValueError:  # the others do not fit it
                 continue
-            found[f"--{name.replace('_', '-')} ({getattr(model, name):,})"] = training_memory(smaller, training)
+            found[f"--{name.replace('_', '-')} ({getattr(model, name):,})"] = training_memory(smaller, training, device)
     usual = TrainingConfig().batch_size
     if training.batch_size > usual:
         fewer = replace(training, batch_size=usual, micro_batches=1)
-        found[f"--batch-size ({training.batch_size:,})"] = training_memory(model, fewer)
+        found[f"--batch-size ({training.batch_size:,})"] = training_memory(model, fewer, device)
     return found
 
 
-def training_memory(model: Model, training: TrainingConfig) -> int:
+def training_memory(model: Model, training: TrainingConfig, device: torch.device) -> int:
     """Bytes a process for weights, gradients, AdamW's two moments, the average, and a micro-batch's activations.
 
     In bfloat16 all activations count half, which makes it a little less than is needed.
@@ -67,14 +73,36 @@ def training_memory(model: Model, training: TrainingConfig) -> int:
         positions = 0 if isinstance(model, VQVAEConfig) else model.positions
         few, more = (saved_bytes(task, _batch(model, images), positions) for images in PROBED)
     micro_batch = training.batch_size // (training.micro_batches or 1)
-    return weights + activations(few, more, micro_batch) // (2 if training.precision == "bfloat16" else 1)
+    return weights + activations(few, more, micro_batch, device) // (2 if training.precision == "bfloat16" else 1)
 
 
-def activations(few: int, more: int, micro_batch: int) -> int:
-    """Bytes that a micro-batch keeps, from those of `PROBED` images: some do not depend on how many there are."""
+def multiply_adds(model: Model) -> int:
+    """Multiplications with an addition in one forward pass of an image or a map, in convolutions and matrix products.
+
+    The backward pass takes about twice as many.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _task(model).eval()(_batch(model, 1), 0.0)
+    return counter.get_total_flops() // 2
+
+
+class Kept(NamedTuple):
+    """Bytes that a forward pass keeps for the backward pass: of all tensors, and of the largest."""
+
+    total: int
+    largest: int
+
+
+def activations(few: Kept, more: Kept, micro_batch: int, device: torch.device) -> int:
+    """Bytes that a micro-batch takes, from what `PROBED` images keep: some do not depend on how many there are."""
     fewer, greater = PROBED
-    per_image = (more - few) // (greater - fewer)
-    return max(0, few - fewer * per_image) + per_image * micro_batch
+
+    def extrapolated(first: int, second: int) -> int:
+        per_image = (second - first) // (greater - fewer)
+        return max(0, first - fewer * per_image) + per_image * micro_batch
+
+    total, largest = (extrapolated(*bytes_kept) for bytes_kept in zip(few, more, strict=True))
+    return int((HEAP if device.type == "cpu" else 1) * total) + WORKING * largest
 
 
 def weight_bytes(task: torch.nn.Module, training: TrainingConfig) -> int:
@@ -97,8 +125,8 @@ def _batch(model: Model, n: int) -> Tensor | CodeBatch:
     return CodeBatch(codes, labels, [codes for _ in model.coarser])
 
 
-def saved_bytes(task: torch.nn.Module, batch: object, positions: int = 0) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights not counted.
+def saved_bytes(task: torch.nn.Module, batch: object, positions: int = 0) -> Kept:
+    """What a forward pass keeps for the backward pass, weights not counted.
 
     Nor, of maps of so many `positions`, attention weights: only the kernel of the meta device keeps them.
     """
@@ -114,4 +142,4 @@ def saved_bytes(task: torch.nn.Module, batch: object, positions: int = 0) -> int
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         output = task(batch, 0.0)
     del output
-    return sum(kept.values())
+    return Kept(sum(kept.values()), max(kept.values(), default=0))

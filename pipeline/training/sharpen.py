@@ -27,11 +27,13 @@ from pipeline.runs.status import StatusFile
 from pipeline.storage import check_paths
 from pipeline.training import previews
 from pipeline.training.batches import ImageBatches
+from pipeline.training.features import check_classes, fill_features
 from pipeline.training.launch import (
     Launch,
     Trained,
     check_fits,
     check_processes,
+    cost,
     fit_to_processes,
     seeded_weights,
     train_and_publish,
@@ -92,6 +94,7 @@ def sharpen(
         now = given({"data": ARRAY if images is not None else data})
         image_set = load_image_set(*build(flatten(vqvae.config.data) | now, DataConfig), images, targets, launch)
         check_unchanged(folder, vqvae.config, image_set)
+        check_classes(settings.objective, image_set, vqvae.config.data.data)
         return _train(launch, status, folder, settings, vqvae, image_set)
 
 
@@ -159,6 +162,10 @@ def _train(
     with seeded_weights(seed):
         task = DecoderTask(vqvae.network, settings.objective)
 
+    def begin() -> None:
+        if task.sharp.features is not None:
+            fill_features(task.sharp.features, image_set, parts, seed, launch)
+
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, DecoderTask)
         picture = previews.reconstructions(evaluated.vqvae, image_set, parts)
@@ -172,6 +179,7 @@ def _train(
         folder=stage,
         reporter=launch.reporter,
         preview=preview,
+        begin=begin,
     )
     with locked(stage, launch.accelerator):
         check_free(stage, launch.resume)
@@ -185,4 +193,5 @@ def _facts(vqvae: LoadedVQVAE, parts: Split) -> list[tuple[str, str]]:
         ("set aside", f"{len(parts.validation):,} images for validation"),
         ("images", images_in_words(vqvae.config.model)),
         ("codes", f"{codes_in_words(vqvae.config.model)}, which stay as they are"),
+        cost(vqvae.config.model),
     ]

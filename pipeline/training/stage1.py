@@ -38,11 +38,14 @@ from pipeline.runs.status import StatusFile
 from pipeline.storage import check_paths, is_path
 from pipeline.training import previews
 from pipeline.training.batches import ImageBatches
+from pipeline.training.features import check_classes, fill_features
+from pipeline.training.initial import as_saved, begin_from, check_same_network, load_initial
 from pipeline.training.launch import (
     Launch,
     Trained,
     check_fits,
     check_processes,
+    cost,
     fit_to_processes,
     resolve_options,
     resume_command,
@@ -63,6 +66,7 @@ def train_vqvae(
     resume: str | Path | None = None,
     preset: PresetName | None = None,
     config: str | Path | None = None,
+    init: str | Path | None = None,
     log: str | None = None,
     images: np.ndarray | Tensor | None = None,
     targets: np.ndarray | Tensor | None = None,
@@ -73,21 +77,22 @@ def train_vqvae(
 
     `options` are the fields of DataConfig, VQVAEConfig and TrainingConfig; those not given come from `config` (a
     config.json that a run saved), then from `preset`. `images`, uint8 (n, 1 or 3, h, w), may stand in place of
-    `data`, with integer `targets` (n,) as classes. `resume`: "auto", or a checkpoint's path. `reporter`: by default
-    progress is shown in a terminal or a notebook; Silent() shows none. Raises GenError.
+    `data`, with integer `targets` (n,) as classes. `init`: a run whose stage 1 the training begins from, in place of
+    random weights, with its architecture; images may be of another size. `resume`: "auto", or a checkpoint's path.
+    `reporter`: by default progress is shown in a terminal or a notebook; Silent() shows none. Raises GenError.
     """
-    check_paths(out=out, resume=resume, config=config)
+    check_paths(out=out, resume=resume, config=config, init=init)
     asked = asked_options(dict(options), images)
     checkpoint = None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
-    again = {"--preset": preset, "--config": config, "--out": out if stage else None}
+    again = {"--preset": preset, "--config": config, "--init": init, "--out": out if stage else None}
     check_left_out(checkpoint, given(again))
     run = RunFolder(stage.parent if stage else Path(out or default_folder(asked)))
     launch = Launch(asked, processes.start(log, run.vqvae), reporter or reporter_for_api(), checkpoint)
     with StatusFile(run.path, "vqvae", launch.accelerator, launch.reporter) as status:
         saved = _saved(launch, run)
         if saved is None:
-            settings, image_set = _begun(launch, run, preset, config, images, targets)
+            settings, image_set = _begun(launch, run, preset, config, init, images, targets)
         else:
             settings = _resumed(launch, run, saved)
             image_set = load_image_set(settings.data, images, targets, launch)
@@ -113,6 +118,7 @@ def _begun(
     run: RunFolder,
     preset: PresetName | None,
     config: str | Path | None,
+    init: str | Path | None,
     images: np.ndarray | Tensor | None,
     targets: np.ndarray | Tensor | None,
 ) -> tuple[VQVAERun, ImageSet]:
@@ -121,13 +127,23 @@ def _begun(
         raise UsageError(
             f"there is nothing to resume in {run.path}; name the run with --out, or its images with --data"
         )
-    wanted = new_options(launch.options, preset, config)
+    if init is not None and preset is not None:
+        raise UsageError(f"--preset {preset} sizes a network, and --init begins from one; leave one of them out")
+    initial = None if init is None else load_initial(init, launch)
+    network = None if initial is None else initial.config.model
+    wanted = new_options(launch.options, preset, config, network)
+    if init is not None and network is not None:  # the channels are known once the images have been read
+        check_same_network(init, network, replace(wanted.model, channels=network.channels))
     test_data = wanted.data.test_data
     test_fingerprint = processes.alike(
         launch.accelerator, lambda: test_files_fingerprint(test_data) if test_data else None, str, str(test_data)
     )
     image_set = load_image_set(wanted.data, images, targets, launch)
-    return replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint), image_set
+    begun = replace(_new_run(wanted, image_set, launch), test_fingerprint=test_fingerprint)
+    if init is not None and initial is not None:
+        check_same_network(init, initial.config.model, begun.model)
+        begun = replace(begun, init=as_saved(init, initial))
+    return begun, image_set
 
 
 def asked_options(options: Options, images: np.ndarray | Tensor | None) -> OptionDict:
@@ -182,11 +198,17 @@ class StageOptions(NamedTuple):
     training: TrainingConfig
 
 
-def new_options(asked: Options, preset: str | None, config: str | Path | None) -> StageOptions:
-    """Options of a new run: given, from a config.json, from the preset. Raises UsageError for all that is wrong."""
+def new_options(
+    asked: Options, preset: str | None, config: str | Path | None, network: VQVAEConfig | None = None
+) -> StageOptions:
+    """Options of a new run: given, from a config.json, of the network begun from, from the preset.
+
+    Raises UsageError for all that is wrong.
+    """
     data = asked.get("data", EMBEDDED)
     default = "digits" if isinstance(data, str) and data == EMBEDDED else "base"
-    resolved = resolve_options("vqvae", asked, default if preset is None else preset, config, CONFIGS)
+    architecture = None if network is None else flatten(network)
+    resolved = resolve_options("vqvae", asked, default if preset is None else preset, config, CONFIGS, architecture)
     # Any image will do to check the options: this one is divisible by every stride allowed.
     shape = {"channels": 1, "height": 2**15, "width": 2**15}
     options = StageOptions(*build(resolved, DataConfig, VQVAEConfig, TrainingConfig, derived=shape))
@@ -215,6 +237,8 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
     (model,) = build(flatten(options.model), VQVAEConfig, derived=shape)
     model = model.with_objective()
     _check_have_effect(launch.options, model)
+    if model.objective == "sharp":
+        check_classes(model, image_set, options.data.data)
     return VQVAERun(
         model=model,
         training=fit_to_processes(options.training, launch.accelerator),
@@ -230,6 +254,13 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
     check_fits(launch, settings)
     with seeded_weights(seed):
         task = VQVAETask(VQVAE(settings.model, pixel_variance(image_set.images, parts.train)))
+
+    def begin() -> None:
+        if settings.init is not None:
+            begin_from(task.network, settings.init, launch)
+            task.codebooks_given = True
+        if task.sharp is not None and task.sharp.features is not None:
+            fill_features(task.sharp.features, image_set, parts, settings.training.seed, launch)
 
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, VQVAETask)
@@ -251,6 +282,7 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
         folder=run.vqvae,
         reporter=launch.reporter,
         preview=preview,
+        begin=begin,
     )
     with locked(run.vqvae, launch.accelerator):
         check_free(run.vqvae, launch.resume)
@@ -269,6 +301,8 @@ def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[
         *([("classes", f"{len(names)}: {shown}")] if names else []),
         ("images", images_in_words(model)),
         ("codes", codes_in_words(model)),
+        *([] if settings.init is None else [("begun from", str(settings.init))]),
+        cost(model),
     ]
 
 

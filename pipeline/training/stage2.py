@@ -44,7 +44,7 @@ from pipeline.storage import atomic_folder, check_paths, sha256, tensors_sha256
 from pipeline.training import previews
 from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
-from pipeline.training.launch import Launch, Trained, check_fits, seeded_weights, train_and_publish
+from pipeline.training.launch import Launch, Trained, check_fits, cost, seeded_weights, train_and_publish
 from pipeline.training.levels import LevelPlan, level_of, plan_levels, save_settings
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.resume import NothingLeftError, check_free, check_left_out, folder_of_checkpoint
@@ -258,6 +258,7 @@ def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> 
         ("network", f"{model.prior}, {model.layers} layers of {model.hidden} channels"),
         ("reach", _reach(model)),
         ("scale", f"nats per code: uniform {math.log(model.num_codes):.3f}, unigram {unigram_nats:.3f}"),
+        cost(model),
     ]
 
 

@@ -40,7 +40,7 @@ class FeatureDistance(nn.Module, ABC):
         """The feature maps of each layer, with channel vectors of unit length, or shorter where an image is flat."""
 
     @abstractmethod
-    def fit(self, images: Sequence[Float[Tensor, "n c h w"]], generator: torch.Generator) -> None:
+    def fit(self, images: Sequence[Float[Tensor, "_ c h w"]], generator: torch.Generator) -> None:
         """Learn the features, once before training, from a few batches of images on [-1/2, 1/2]: a thousand are enough.
 
         The same images and generator give the same features.

@@ -19,8 +19,6 @@ from stage1_vqvae.perceptual.distance import FeatureDistance, unit_length
 
 BLOCK = 2  # pixels a side, whose channels are put together before the first layer: as a stride, but faster
 KERNEL = 3
-CHANNELS = (24, 32, 48)  # of each layer
-STRIDES = (1, 2, 2)
 PATCHES = 10_000  # that a layer is learned from, about
 _ITERATIONS = 20
 _FLOOR = 0.1  # added to the variances before whitening, as a part of their mean (Coates & Ng, section 2.1)
@@ -36,64 +34,87 @@ class Filters(NamedTuple):
 
 
 class KMeansFeatures(FeatureDistance):
-    """Three layers of convolution, ReLU and unit length, for images (n, c, h, w) of any size.
+    """Layers of convolution, ReLU and unit length, for images (n, c, h, w) of any size.
 
     The first layer sees windows of 6x6 pixels, but not their mean brightness, to which squared error, beside which this
     distance is to be used, is sensitive enough. Before `fit` all filters are zero, and so is the distance.
     """
 
+    widths: tuple[int, ...] = (24, 32, 48)  # channels of each layer
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         inputs = channels * BLOCK**2
-        for index, outputs in enumerate(CHANNELS):
+        for index, outputs in enumerate(self.widths):
             self.register_buffer(f"weight{index}", torch.zeros(outputs, inputs, KERNEL, KERNEL))
             self.register_buffer(f"bias{index}", torch.zeros(outputs))
             inputs = outputs
 
-    def layers(self, images: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n channels rows columns"]]:
-        """Maps of 24, 32 and 48 channels, with 1/2, 1/4 and 1/8 of the image's sides, rounded up."""
-        maps = [_blocks(images)]
-        for index in range(len(CHANNELS)):
-            maps.append(self._layer(index, maps[-1]))
-        return maps[1:]
+    @property
+    def filters(self) -> list[Filters]:
+        """The buffers of each layer."""
+        indices = range(len(self.widths))
+        return [Filters(self.get_buffer(f"weight{index}"), self.get_buffer(f"bias{index}")) for index in indices]
 
-    def _layer(self, index: int, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n channels rows columns"]:
-        weight, bias = self.get_buffer(f"weight{index}"), self.get_buffer(f"bias{index}")
-        return unit_length(F.relu(F.conv2d(_padded(maps), weight, bias, STRIDES[index])))
+    def layers(self, images: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n channels rows columns"]]:
+        """Maps with 1/2, 1/4, 1/8 ... of the image's sides, rounded up."""
+        return feature_maps(images, self.filters)
 
     @torch.no_grad()
-    def fit(self, images: Sequence[Float[Tensor, "n c h w"]], generator: torch.Generator) -> None:
+    def fit(self, images: Sequence[Float[Tensor, "_ c h w"]], generator: torch.Generator) -> None:
         """Learn the filters of each layer from patches of what the layers below make of the images.
 
         The result depends on the images, their order and the generator alone.
         """
         each = -(-PATCHES // len(images))
         with full_precision(images[0].device):
-            maps = [_blocks(at_least_float32(batch)) for batch in images]
-            for index, channels in enumerate(CHANNELS):
-                patches = torch.cat([random_patches(own, STRIDES[index], each, generator) for own in maps])
-                filters = learn_filters(patches, channels, generator, of_images=index == 0)
-                self.get_buffer(f"weight{index}").copy_(filters.weight)
-                self.get_buffer(f"bias{index}").copy_(filters.bias)
-                maps = [self._layer(index, own) for own in maps]
+            inputs = [_blocks(at_least_float32(batch)) for batch in images]
+            for index, own in enumerate(self.filters):
+                patches = torch.cat([random_patches(maps, _stride(index), each, generator) for maps in inputs])
+                learned = learn_filters(patches, self.widths[index], generator, of_images=index == 0)
+                own.weight.copy_(learned.weight)
+                own.bias.copy_(learned.bias)
+                inputs = [_surrounded(_layer(maps, own, index)) for maps in inputs]
+
+
+def feature_maps(
+    images: Float[Tensor, "n c h w"], filters: Sequence[Filters]
+) -> list[Float[Tensor, "n channels rows columns"]]:
+    """The maps of each layer of a network with these filters."""
+    maps = [_layer(_blocks(images), filters[0], 0)]
+    for index, own in enumerate(filters[1:], 1):
+        maps.append(_layer(_surrounded(maps[-1]), own, index))
+    return maps
+
+
+def _layer(inputs: Float[Tensor, "n c h w"], filters: Filters, index: int) -> Float[Tensor, "n channels rows columns"]:
+    return unit_length(F.relu(F.conv2d(inputs, filters.weight, filters.bias, _stride(index))))
+
+
+def _stride(index: int) -> int:
+    """Blocks are the stride of the first layer."""
+    return 1 if index == 0 else 2
 
 
 def _blocks(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n blocks rows columns"]:
-    """Each block of pixels as one position; the last row or column of an odd number is repeated."""
-    height, width = images.shape[-2:]
-    even = F.pad(images, (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
-    return F.pixel_unshuffle(even, BLOCK).contiguous(memory_format=torch.channels_last)
+    """Each block of pixels as one position, with a block more on every side that repeats the pixels at the edge."""
+    for dim in (2, 3):
+        size = images.shape[dim]
+        # Not F.pad: on a GPU its gradient is a sum in no fixed order.
+        first, last = images.narrow(dim, 0, 1), images.narrow(dim, size - 1, 1)
+        images = torch.cat([first] * BLOCK + [images] + [last] * (BLOCK + size % BLOCK), dim)
+    return F.pixel_unshuffle(images, BLOCK).contiguous(memory_format=torch.channels_last)
 
 
-def _padded(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    """By half a kernel, with the values at the edge: zeros would be an edge themselves."""
-    return F.pad(maps, (KERNEL // 2,) * 4, mode="replicate")
+def _surrounded(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+    """Beyond the edge of feature maps all is flat."""
+    return F.pad(maps, (KERNEL // 2,) * 4)
 
 
 def random_patches(
     maps: Float[Tensor, "n c h w"], stride: int, count: int, generator: torch.Generator
 ) -> Float[Tensor, "count c kernel kernel"]:
-    """Patches at random positions of those where a convolution of this stride has them."""
+    """Patches at random positions of those where a convolution of this stride, without padding, has them."""
     n, _, height, width = maps.shape
 
     def random(below: int) -> Int[Tensor, "count 1 1"]:
@@ -101,8 +122,8 @@ def random_patches(
         return drawn.to(maps.device)
 
     inside = torch.arange(KERNEL, device=maps.device)
-    own, row, column = random(n), random(-(-height // stride)), random(-(-width // stride))
-    patches = _padded(maps)[own, :, stride * row + inside[:, None], stride * column + inside]
+    own, row, column = random(n), random((height - KERNEL) // stride + 1), random((width - KERNEL) // stride + 1)
+    patches = maps[own, :, stride * row + inside[:, None], stride * column + inside]
     return rearrange(patches, "count rows columns c -> count c rows columns")
 
 

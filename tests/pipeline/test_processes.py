@@ -20,7 +20,7 @@ from pipeline.runs.validation import read_validation
 from pipeline.storage import load_tensors
 from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.training.test_step import of_images
-from tests.pipeline.worker import GIVEN, KINDS, SHARPENED, SKIPPED, STAGE_1_KINDS, work
+from tests.pipeline.worker import GIVEN, INITIAL, KINDS, SHARPENED, SKIPPED, STAGE_1_KINDS, work
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ STAGES = [(kind, stage) for kind in KINDS for stage in ("vqvae", "prior/0")]
 STAGES += [
     (SHARPENED, "vqvae/decoders/sharp"),
     ("levels", "prior/1"),
-    *((kind, "vqvae") for kind in (*STAGE_1_KINDS, SKIPPED)),
+    *((kind, "vqvae") for kind in (*STAGE_1_KINDS, SKIPPED, INITIAL)),
 ]
 
 

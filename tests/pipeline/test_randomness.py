@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.training import TrainingConfig, is_due, learning_rate
-from pipeline.randomness import Purpose, batch_indices, flips, generator, number, stream, views
+from pipeline.randomness import Purpose, batch_indices, crops, flips, generator, number, stream, views
 
 
 @given(st.integers(1, 30), st.integers(1, 40))
@@ -46,6 +46,18 @@ def test_views_are_a_fair_die_of_seed_epoch_and_item() -> None:
     by_item = {(e, i): v for i, e, v in zip(*batch, rolled, strict=True)}
     assert [by_item[e, i] for i, e in zip(*again, strict=True)] == views(0, again, 1000, 3).tolist()
     assert views(0, batch, 1000, 1).tolist() == [0] * 6000
+
+
+def test_crops_are_a_fair_die_of_seed_epoch_and_item_and_none_of_views() -> None:
+    batch = batch_indices(0, 0, 6000, 1000)
+    cut = crops(0, batch, 1000, 3)
+    counts = np.bincount(cut)
+    assert len(counts) == 3 and counts.min() > 1800
+    again = batch_indices(0, 7, 500, 1000)  # a part of the same epochs
+    by_item = {(e, i): position for i, e, position in zip(*batch, cut, strict=True)}
+    assert [by_item[e, i] for i, e in zip(*again, strict=True)] == crops(0, again, 1000, 3).tolist()
+    assert not np.array_equal(cut, views(0, batch, 1000, 3)) and not np.array_equal(cut, crops(1, batch, 1000, 3))
+    assert crops(0, batch, 1000, 1).tolist() == [0] * 6000
 
 
 def test_numbers_differ_by_purpose_and_index() -> None:
@@ -89,6 +101,8 @@ GOLDEN = {
     "CANDIDATES": (8850379385532052848, [507, 50, 204]),
     "SHOWN": (3218790646744562354, [463, 469, 926]),
     "JUDGE": (8396094898161007060, [184, 291, 877]),
+    "CROP": (3702536198327680122, [970, 233, 613]),
+    "FEATURES": (4124911612092164386, [881, 346, 854]),
 }
 
 
@@ -104,3 +118,4 @@ def test_what_a_step_is_trained_on_is_written_down() -> None:
     assert batch.epochs.tolist() == [1, 1, 1, 1, 2, 2, 2, 2] and batch.items.tolist() == [0, 2, 5, 1, 3, 4, 5, 0]
     assert flips(3, batch, 6).astype(int).tolist() == [0, 0, 1, 1, 0, 0, 1, 0]
     assert views(3, batch, 6, 4).tolist() == [2, 3, 2, 0, 2, 3, 0, 3]
+    assert crops(3, batch, 6, 25).tolist() == [24, 2, 3, 11, 7, 20, 2, 21]

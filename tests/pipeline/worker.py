@@ -39,6 +39,7 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
 }
 SHARPENED = "gradient"  # a run whose decoder is trained further
 SKIPPED = "skipped"  # a run of which one step is skipped
+INITIAL = "initial"  # a run that begins from the one that is there before
 GIVEN = "given"  # a run that is there before
 N = 11  # not a multiple of the processes
 
@@ -67,6 +68,9 @@ def work(folder: Path) -> None:
         options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
         train_vqvae(out=folder / name, images=images, targets=targets, **options)
     sharpen(folder / SHARPENED, images=images, targets=targets, steps=6, features="kmeans", average_decay=0.9)
+    small, labels = shapes(24, (16, 8))  # of another size
+    begun: dict[str, Any] = {"steps": 6, "batch_size": 8, "precision": "float32", "micro_batches": 4}
+    train_vqvae(out=folder / INITIAL, images=small, targets=labels, init=folder / GIVEN, **begun)
     evaluate(folder / GIVEN, images=images, targets=targets, guidance=(2,))
     with poisoned_micro_batch(step=3, part=2):
         train_vqvae(out=folder / SKIPPED, images=images, targets=targets, **TINY_VQVAE, micro_batches=4)

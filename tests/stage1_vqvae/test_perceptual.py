@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stage1_vqvae.perceptual import FeatureDistance, KMeansFeatures, unit_length
+from stage1_vqvae import VQVAEError
+from stage1_vqvae.perceptual import (
+    ClassFeatures,
+    FeatureDistance,
+    KMeansFeatures,
+    train_classifier,
+    unit_length,
+)
 from stage1_vqvae.perceptual.k_means import learn_filters, random_patches, spherical_k_means
 from tests.stage1_vqvae.pictures import drawn_images
 
@@ -21,7 +28,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 @cache
 def k_means_features(channels: int = 3) -> KMeansFeatures:
     features = KMeansFeatures(channels)
-    features.fit([drawn_images(32, channels, seed=seed) for seed in (1, 2)], seeded())
+    features.fit([drawn_images(n, channels, seed=n) for n in (40, 24)], seeded())
     return features
 
 
@@ -30,7 +37,25 @@ def fitted(name: str, channels: int = 3) -> FeatureDistance:
     return deepcopy(FEATURES[name](channels))
 
 
-FEATURES: dict[str, Callable[[int], FeatureDistance]] = {"k-means": k_means_features}
+@cache
+def class_features(channels: int = 3) -> ClassFeatures:
+    features = ClassFeatures(channels)
+    train_classifier(features, [squares_and_stripes(64, channels)], seeded(), steps=60)
+    return features
+
+
+def squares_and_stripes(n: int, channels: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images of two classes, of any brightness and colour: patterns of coarse squares, and of fine stripes."""
+    generator = seeded(seed)
+    colours = torch.rand(n, channels, 1, 1, generator=generator)
+    coarse, fine = drawn_images(n, channels, seed=seed), torch.arange(16) // 2 % 2 - 0.5
+    noise = torch.randn(n, channels, 16, 16, generator=generator)
+    labels = torch.arange(n) % 2
+    patterns = torch.where(labels[:, None, None, None] == 0, coarse, fine + 0.05 * noise)
+    return ((patterns + 0.5) * colours - 0.5, labels)
+
+
+FEATURES: dict[str, Callable[[int], FeatureDistance]] = {"k-means": k_means_features, "classes": class_features}
 every_distance = pytest.mark.parametrize("name", FEATURES)
 colour_or_grey = pytest.mark.parametrize("channels", [1, 3])
 
@@ -140,6 +165,16 @@ def test_images_may_be_of_any_size(shape: tuple[int, int]) -> None:
     assert bool(features(images, images.flip(0)).isfinite())
 
 
+def test_a_position_of_the_first_layer_sees_six_pixels_a_side_and_the_edge_is_no_edge() -> None:
+    features = fitted("k-means", 1)
+    images = drawn_images(1, 1, 12).requires_grad_()
+    (gradient,) = torch.autograd.grad(features.layers(images)[0][0, :, 2, 3].sum(), images)
+    rows, columns = torch.nonzero(gradient[0, 0], as_tuple=True)
+    assert sorted(set(rows.tolist())) == list(range(2, 8)) and sorted(set(columns.tolist())) == list(range(4, 10))
+    [first, *_] = features.layers(torch.full((1, 1, 8, 8), 0.5))
+    torch.testing.assert_close(first, first[:, :, :1, :1].expand_as(first), atol=1e-5, rtol=0)
+
+
 def test_images_without_any_contrast_give_finite_features() -> None:
     features, images = KMeansFeatures(3), torch.zeros(4, 3, 8, 8)
     features.fit([images], seeded())
@@ -160,9 +195,8 @@ def test_channel_vectors_are_scaled_to_unit_length_on_average() -> None:
 
 
 def test_patches_are_those_that_a_strided_convolution_sees() -> None:
-    images = drawn_images(2, 3, 7)
-    padded = F.pad(images, (1,) * 4, mode="replicate")
-    seen = {tuple(column.tolist()) for image in F.unfold(padded, 3, stride=2) for column in image.T}
+    images = drawn_images(2, 3, 9)
+    seen = {tuple(column.tolist()) for image in F.unfold(images, 3, stride=2) for column in image.T}
     drawn = {tuple(patch.flatten().tolist()) for patch in random_patches(images, 2, 500, seeded())}
     assert drawn == seen and len(seen) == 2 * 4 * 4
 
@@ -177,3 +211,46 @@ def test_centres_are_the_directions_that_vectors_lie_in() -> None:
     torch.testing.assert_close(centres.square().sum(1), torch.ones(12))
     nearest: Tensor = (directions @ centres.T).amax(1)
     assert float(nearest.min()) > 0.99
+
+
+# Features of classes
+
+
+def test_a_classifier_learns_classes_that_its_start_does_not_separate() -> None:
+    """Of new images, the mean of the last maps is nearest to that of their class."""
+    trained, start = fitted("classes"), ClassFeatures(3)
+    (images, _), (others, their_labels) = squares_and_stripes(64, 3), squares_and_stripes(64, 3, seed=5)
+    start.fit([images], seeded())
+
+    def separation(features: FeatureDistance) -> float:
+        """The distance of the classes' means over that of an image from the mean of its class."""
+        means = features.layers(others)[-1].mean((2, 3))
+        centres = torch.stack([means[their_labels == label].mean(0) for label in (0, 1)])
+        return float((centres[0] - centres[1]).norm() / (means - centres[their_labels]).norm(dim=1).mean())
+
+    assert separation(trained) > 1.5 * separation(start)
+
+
+def test_training_reports_its_accuracy_and_is_the_same_again() -> None:
+    images, labels = squares_and_stripes(32, 1)
+    first, second, third = (ClassFeatures(1) for _ in range(3))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as the loop calls it
+        accuracy = train_classifier(first, [(images, labels)], seeded(), 20)
+    assert accuracy > 0.9 and not any(buffer.requires_grad for buffer in first.buffers())
+    assert train_classifier(second, [(images[:20], labels[:20]), (images[20:], labels[20:])], seeded(), 20) == accuracy
+    train_classifier(third, [(images, labels)], seeded(1), 20)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.get_buffer(name)) and not torch.equal(tensor, third.get_buffer(name))
+
+
+def test_images_without_a_class_are_left_out_and_one_class_is_too_few() -> None:
+    images, labels = squares_and_stripes(16, 1)
+    without, alone = ClassFeatures(1), ClassFeatures(1)
+    unlabelled = (torch.rand(5, 1, 16, 16), torch.full((5,), -1))
+    train_classifier(without, [unlabelled, (images, labels)], seeded(), 2)
+    train_classifier(alone, [(images, labels)], seeded(), 2)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, without.get_buffer(name))
+    for few, count in ((labels * 0, 1), (labels * 0 - 1, 0)):
+        with pytest.raises(VQVAEError, match=f"of 2 classes at least; got {count}"):
+            train_classifier(alone, [(images, few)], seeded())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAEError
-from stage1_vqvae.networks import Encoder
+from stage1_vqvae.networks.strided import Encoder
 
 Bottleneck = Literal["vq", "gumbel", "fsq", "gaussian", "mmd", "none"]
 

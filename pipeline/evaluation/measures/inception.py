@@ -3,12 +3,7 @@
 Their weights are published files, downloaded when first used into torch's cache, and checked each time.
 """
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from hashlib import file_digest
-from http.client import HTTPException
-from pathlib import Path
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -17,12 +12,12 @@ from einops import repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pipeline.errors import UsageError, WeightsUnavailableError
+from pipeline.errors import UsageError
+from pipeline.published_weights import published_weights
 from pipeline.reporting import Reporter
 
 SMALLEST_LPIPS = 31  # pixels: of smaller images AlexNet's second pooling has no window
 _BATCH = 64
-_SILENCE = 20.0  # seconds without an answer after which a server counts as out of reach
 
 
 class InceptionFeatures:
@@ -47,7 +42,7 @@ def inception(device: torch.device, reporter: Reporter) -> InceptionFeatures:
     # Here and not above: the import takes seconds, which no other command should wait for.
     from torch_fidelity import feature_extractor_inceptionv3 as published
 
-    path = _weights(published.URL_INCEPTION_V3, reporter)
+    path = published_weights(published.URL_INCEPTION_V3, reporter)
     network = published.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
     )
@@ -71,7 +66,7 @@ def lpips_of(
     height, width = images.shape[-2:]
     if min(height, width) < SMALLEST_LPIPS:
         raise UsageError(f"LPIPS needs images of {SMALLEST_LPIPS}x{SMALLEST_LPIPS} pixels; these have {width}x{height}")
-    _weights(AlexNet_Weights.DEFAULT.url, reporter)
+    published_weights(AlexNet_Weights.DEFAULT.url, reporter)
     network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device)
 
     def of_batch(start: int) -> Tensor:
@@ -95,43 +90,3 @@ def _in_batches(
         for step in reporter.steps(range(-(-n // _BATCH)), description):
             found[step * _BATCH : (step + 1) * _BATCH] = of_batch(step * _BATCH).cpu().numpy()
     return found
-
-
-def _weights(url: str, reporter: Reporter) -> Path:
-    """Where the weights of a URL lie in torch's cache, to which they are downloaded unless they are there.
-
-    The end of a file's name is the beginning of its SHA-256, as torch.hub has it, which is checked: neither half a file
-    nor another network's is used. Raises WeightsUnavailableError.
-    """
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    expected = path.stem.rpartition("-")[2]
-    if not path.exists():
-        reporter.say(f"downloading {url} to {path.parent}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _patience(_SILENCE):
-                torch.hub.download_url_to_file(url, str(path), expected, progress=False)
-        except (OSError, HTTPException, RuntimeError) as error:  # the last: of a file that is not what its name says
-            raise WeightsUnavailableError(
-                f"the weights {path.name} cannot be downloaded from {url} ({error}); "
-                f"put the file into {path.parent}, or into hub/checkpoints of a folder that TORCH_HOME names"
-            ) from error
-    with path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(expected):
-        raise WeightsUnavailableError(
-            f"{path} is damaged: its SHA-256 begins with {digest[: len(expected)]}, not with {expected}; "
-            f"delete it, and it will be downloaded again from {url}"
-        )
-    return path
-
-
-@contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """How long a connection may be silent; torch.hub, which opens it, would wait for ever."""
-    usual = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(seconds)
-        yield
-    finally:
-        socket.setdefaulttimeout(usual)

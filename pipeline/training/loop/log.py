@@ -16,6 +16,7 @@ from pipeline.errors import DivergedError
 from pipeline.reporting import Reporter
 from pipeline.runs.layout import CHECKPOINTS, METRICS
 from pipeline.storage import atomic_file, naming
+from pipeline.training.loop.balance import Balance
 from pipeline.training.loop.checkpoint import StepRecord
 
 SKIPPED = "skipped"  # a metric of a step: whether it changed nothing, since its loss or gradient was no number
@@ -32,6 +33,7 @@ class Log:
         self.path = folder / METRICS
         self.pending: list[Mapping[str, Tensor]] = []
         self.since = time.perf_counter()
+        self.balance = Balance(reporter, record)
         processes.on_main(accelerator, lambda: _drop_lines_after(self.path, record.step))
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
@@ -54,6 +56,7 @@ class Log:
         if not skipped.all():
             stacked = {name: value[~skipped].float().mean() for name, value in values.items()}
             means = {name: float(self.accelerator.reduce(value, "mean")) for name, value in stacked.items()}
+            self.balance.watch(means, len(self.pending))
             self.reporter.show(
                 {"loss": means["loss"], "images/s": len(self.pending) * self.config.batch_size / seconds}
             )

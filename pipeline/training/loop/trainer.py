@@ -68,7 +68,8 @@ class Ended(NamedTuple):
 @dataclass
 class Trainer(Generic[Batch, ReportedT]):
     """A training run of one network. `preview` is called after each evaluation on every process, `logged` with the
-    number of steps done whenever metrics were written."""
+    number of steps done whenever metrics were written. `begin`, if given, fills weights of a new run, before the task's
+    own `initialise`."""
 
     task: Task[Batch, ReportedT]
     data: TrainingData[Batch]
@@ -78,6 +79,7 @@ class Trainer(Generic[Batch, ReportedT]):
     reporter: Reporter
     preview: Callable[[nn.Module], None]
     logged: Callable[[int], None] = lambda step: None
+    begin: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self.device: torch.device = self.accelerator.device
@@ -91,7 +93,9 @@ class Trainer(Generic[Batch, ReportedT]):
         self.checkpoints = self.folder / CHECKPOINTS
 
     def start(self) -> None:
-        """Let the task fit itself to a few batches, and give every process the same result."""
+        """Let `begin` fill weights, and the task fit itself to a few batches; give every process the same result."""
+        if self.begin is not None:
+            self.begin()
         batches = [self.training_batch(self._batch_indices(step)) for step in range(POOLED_BATCHES)]
         with torch.no_grad(), self.autocast():
             self.task.initialise(batches, generator(self.config.seed, Purpose.CODEBOOK, device=self.device))

@@ -246,7 +246,7 @@ def test_reconstruct_measures_all_images_and_shows_those_asked_for(
     monkeypatch.setattr(Model, "images_at_a_time", 5)
     first = succeeds("reconstruct", data, "--run", trained, "--out", "first.png", "--n", 3)
     assert "wrote first.png: the first 3 of 12 images" in first and psnr(first) == psnr(whole)
-    assert size_of("first.png") == (3 * 14 + 2, 2 * 10 + 2)
+    assert size_of("first.png") == (3 * 98 + 2, 2 * 66 + 2)
     names = ["a", "b", "c"]
     for name, seed in zip(names, (4, 4, 5), strict=True):
         one = succeeds(

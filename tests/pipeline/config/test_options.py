@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pipeline import UsageError, train_prior, train_vqvae
@@ -15,6 +16,7 @@ from pipeline.config.options import build, flatten, option_fields
 from pipeline.config.presets import PRESETS, PresetName
 from pipeline.config.training import TrainingConfig
 from pipeline.training.launch import resolve_options
+from pipeline.training.memory import training_memory
 from pipeline.training.stage1 import new_options
 from stage1_vqvae import VQVAEConfig
 from stage2_prior import PriorConfig
@@ -42,6 +44,20 @@ def test_names_are_unique_over_the_configurations_of_a_command() -> None:
 def test_presets_are_valid_options(preset: PresetName) -> None:
     build(PRESETS[preset].vqvae, DataConfig, VQVAEConfig, TrainingConfig)
     build(PRESETS[preset].prior, PriorConfig, TrainingConfig)
+
+
+@pytest.mark.parametrize(
+    ("preset", "side"), [("photos64-cpu", 64), ("photos64", 64), ("photos128", 128), ("photos256", 256)]
+)
+def test_presets_of_photographs_make_maps_of_16x16_codes_that_their_prior_sees_most_of(
+    preset: PresetName, side: int
+) -> None:
+    size = {"height": side, "width": side}
+    model, training = build(PRESETS[preset].vqvae, VQVAEConfig, TrainingConfig, derived=size)
+    assert model.network == "residual" and model.grids == ((16, 16),)
+    assert training_memory(model, training, torch.device("cuda")) < 64 * 2**30, "room on a GPU of 80 GB"
+    (prior, _) = build(PRESETS[preset].prior, PriorConfig, TrainingConfig)
+    assert prior.reach is not None and prior.reach >= 12
 
 
 def test_all_bad_options_are_reported_at_once() -> None:

@@ -30,7 +30,7 @@ import sys
 from pipeline.config.data import DataConfig
 from pipeline.data import image_set
 
-def stop(array, source, plan):
+def stop(array, *_):
     array[:] = 1
     print("decoding", flush=True)
     sys.stdin.read()

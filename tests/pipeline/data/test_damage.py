@@ -24,7 +24,7 @@ from pipeline.config.data import DataConfig
 from pipeline.data import decoding, pixels
 from pipeline.data.decoding import Plan, decode_into
 from pipeline.data.image_set import load_images, test_files_fingerprint
-from pipeline.data.pixels import BadImageError, decoders, open_image
+from pipeline.data.pixels import BadImageError, channels, decoders, open_image
 from pipeline.data.sources import SUFFIXES, Source, open_source
 from pipeline.runs.saved import VQVAERun, read_config
 
@@ -141,10 +141,10 @@ def test_a_full_memory_makes_no_bad_image_and_ctrl_c_stops(tmp_path: Path, monke
         open_image(encoded("PNG"))
     (tmp_path / "one.png").write_bytes(encoded("PNG"))
     plan = Plan("colour", 32, 40, size_asked=True, colour_asked=True)
-    array = np.zeros(plan.shape(1), np.uint8)
-    assert decode_into(array, open_source(tmp_path, 2**20), plan) == {} and array.any()
+    array = np.zeros((1, channels(plan.colour), plan.height, plan.width), np.uint8)
+    assert decode_into(array, open_source(tmp_path, 2**20), plan, None) == {} and array.any()
     next(failures)
-    assert decode_into(array, open_source(tmp_path, 2**20), plan) == {0: "takes more memory than is free"}
+    assert decode_into(array, open_source(tmp_path, 2**20), plan, None) == {0: "takes more memory than is free"}
     monkeypatch.setattr(pixels, "_as_seen", stopped)
     with pytest.raises(KeyboardInterrupt):
         open_image(encoded("PNG"))
@@ -176,7 +176,7 @@ def test_few_of_very_many_images_are_waiting_to_be_decoded(monkeypatch: pytest.M
     names = tuple(map(str, range(2000)))
     source = Source(names, lambda name: io.BytesIO(b"" if name == "1321" else data), lambda _: 1, "", 1000)
     array = np.zeros((2000, 1, 1, 1), np.uint8)
-    bad = decoding.decode_into(array, source, decoding.Plan("grey", 1, 1, True, True))
+    bad = decoding.decode_into(array, source, decoding.Plan("grey", 1, 1, True, True), None)
     assert bad == {1321: "empty file"} and (np.delete(array, 1321, axis=0) == 7).all()
     assert 0 < CountingPool.most <= 4 * (os.cpu_count() or 1)
 

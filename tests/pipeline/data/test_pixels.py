@@ -132,6 +132,77 @@ def test_pictures_and_grids_keep_the_pixels() -> None:
     for image in images:
         np.testing.assert_array_equal(fit(to_pil(image), 4, 6, "colour"), image)
     laid_out = np.asarray(grid(images, columns=3, padding=1))
-    assert laid_out.shape == (2 * 5 + 1, 3 * 7 + 1, 3)
-    np.testing.assert_array_equal(laid_out[6:10, 8:14], images[4].transpose(1, 2, 0))
-    assert (laid_out[6:10, 15:] == 255).all()
+    assert laid_out.shape == (2 * 65 + 1, 3 * 97 + 1, 3)
+    np.testing.assert_array_equal(laid_out[66:130:16, 98:194:16], images[4].transpose(1, 2, 0))
+    assert (laid_out[66:130, 195:] == 255).all()
+
+
+@pytest.mark.parametrize(("width", "factor"), [(8, 12), (28, 4), (32, 3), (64, 2), (95, 2), (96, 1), (128, 1)])
+def test_small_images_are_shown_enlarged_each_pixel_as_a_square(width: int, factor: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 5, width), dtype=np.uint8)
+    shown = np.asarray(grid(images, columns=1, padding=2))
+    assert shown.shape == (2 * (5 * factor + 2) + 2, factor * width + 4)
+    first = shown[2 : 2 + 5 * factor, 2:-2]
+    np.testing.assert_array_equal(first, np.kron(images[0, 0], np.ones((factor, factor), np.uint8)))
+
+
+def test_a_fine_checkerboard_becomes_grey() -> None:
+    board = (np.indices((257, 300)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    for size in (32, 48):
+        assert np.abs(fit(Image.fromarray(board), size, size, "grey").astype(int) - 127.5).max() < 4
+
+
+def test_a_circle_stays_a_circle_in_a_rectangle() -> None:
+    for height, width in ((150, 400), (400, 150), (300, 200)):
+        rows, columns = np.indices((height, width))
+        circle = np.hypot(rows - height / 2 + 0.5, columns - width / 2 + 0.5) < 40
+        seen = fit(Image.fromarray(circle.astype(np.uint8) * 255), 48, 32, "grey")[0] > 127
+        tall, wide = seen.any(axis=1).sum(), seen.any(axis=0).sum()
+        assert abs(int(tall) - int(wide)) <= 1 and tall == pytest.approx(80 * max(48 / height, 32 / width), abs=1.5)
+
+
+def waves(height: int, width: int) -> Image.Image:
+    """A smooth picture in colour with an edge, so that a shift or a stretch shows."""
+    rows, columns = np.indices((height, width)) / 40
+    bands = [np.sin(rows + columns), np.sin(rows * 2) * np.cos(columns), (rows > columns) * 1.0]
+    return Image.fromarray((127 + 100 * np.stack(bands, axis=-1)).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("side", "scale"), [(None, 1), (76, 8), (75, 8), (74, 8), (77, 4), (152, 4), (153, 2), (304, 2), (305, 1)]
+)
+def test_a_jpeg_is_decoded_smaller_down_to_a_side(side: int | None, scale: int) -> None:
+    data = encoded(waves(608, 800), "JPEG", quality=90)
+    assert open_image(data, side).size == (800 // scale, 608 // scale)
+    if side is not None:
+        whole, drafted = (
+            fit(open_image(data, own), side // 2, side // 2, "colour").astype(int) for own in (None, side)
+        )
+        assert np.abs(whole - drafted).mean() < 1
+
+
+def test_a_jpeg_is_decoded_smaller_only_where_that_stretches_nothing_and_other_formats_never() -> None:
+    assert open_image(encoded(waves(400, 804), "JPEG"), 50).size == (804 // 4, 100)
+    assert open_image(encoded(waves(400, 801), "JPEG"), 50).size == (801, 400)
+    assert open_image(encoded(waves(400, 800), "PNG"), 50).size == (800, 400)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert open_image(encoded(waves(400, 800), "JPEG", exif=turned), 50).size == (50, 100)
+    for mode in ("L", "CMYK"):
+        assert open_image(encoded(waves(400, 800).convert(mode), "JPEG"), 50).size == (100, 50)
+
+
+def test_training_and_its_options_decode_a_jpeg_at_twice_the_size_or_whole(tmp_path: Path) -> None:
+    data = encoded(waves(480, 640), "JPEG", quality=90)
+    (tmp_path / "picture.jpg").write_bytes(data)
+    for size, side in (("30", 60), ("20x30", 60), ("30x8", 60), ("120", 240), ("121", 242)):
+        config = DataConfig(data=str(tmp_path), image_size=size)
+        assert config.draft_side == side
+        expected = fit(open_image(data, side), *config.size(), "colour")
+        np.testing.assert_array_equal(load_images(config).images[0], expected)
+    assert open_image(data, 60).size == (80, 60)
+    assert DataConfig(image_size="32", crop="random").draft_side == 72, "margins count"
+    whole = DataConfig(data=str(tmp_path), image_size="30", draft=False)
+    np.testing.assert_array_equal(load_images(whole).images[0], fit(open_image(data), 30, 30, "colour"))
+    own = load_images(DataConfig(data=str(tmp_path)))
+    np.testing.assert_array_equal(own.images[0], np.asarray(open_image(data)).transpose(2, 0, 1))

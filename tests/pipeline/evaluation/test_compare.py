@@ -86,7 +86,9 @@ def test_the_table_has_a_row_for_each_and_principal_components_beside(comparison
     lines = [line for line in (comparison / "compare.md").read_text().splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 4 and all(line.count("|") == lines[0].count("|") for line in lines)
     with Image.open(comparison / "compare.png") as picture:
-        assert picture.height == 6 * 2 * (16 + 2 * 2)  # images, four rows of reconstructions, one drawn; twice as large
+        assert picture.height == 6 * (
+            4 * 16 + 2 * 2
+        )  # images, four rows of reconstructions, one drawn; four times as large
     assert load(comparison / "vq").vqvae.config.training.seed == load(comparison / "none").vqvae.config.training.seed
 
 

@@ -284,6 +284,13 @@ def test_what_is_missing_or_mistaken_gets_a_sentence(run: Path, tmp_path: Path, 
         (UsageError, "--seed is about drawing samples", lambda: evaluate_folder(pictures, run=run, seed=1)),
         (UsageError, "--image-size is about a --ref", lambda: evaluate_folder(pictures, run=run, image_size="8")),
         (UsageError, "--data is about", lambda: evaluate_folder(pictures, reference=pictures, data="x")),
+        (UsageError, "--test-data is empty; name a folder", lambda: evaluate(run, test_data=" ")),
+        (UsageError, "--test-data is empty; name a folder", lambda: evaluate(run, test_data="")),
+        (UsageError, "--test-data is empty; name a folder", lambda: evaluate_folder(pictures, run=run, test_data=" ")),
+        (UsageError, "--seed is about drawing samples", lambda: evaluate_folder(pictures, run=run, seed=0)),
+        (UsageError, "--image-size is about", lambda: evaluate_folder(pictures, run=run, image_size=np.zeros(2))),  # type: ignore[arg-type]  # the mistake
+        (UsageError, "--image-size: ", lambda: evaluate_folder(pictures, reference=pictures, image_size=np.zeros(2))),  # type: ignore[arg-type]  # the mistake
+        (UsageError, "--guidance", lambda: evaluate_folder(pictures, run=run, guidance=torch.zeros(3))),  # type: ignore[arg-type]  # the mistake
         (DataError, "90 of 120 test images are among those", lambda: evaluate(run, test_data=pictures)),
         (UsageError, "--n 999: .* holds 120 images", lambda: evaluate_folder(pictures, run=run, n=999)),
         (UsageError, "--n 31: there are 30 test and 30 validation images", lambda: evaluate(run, n=31)),

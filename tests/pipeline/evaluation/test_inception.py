@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import UsageError
+from pipeline import UsageError, published_weights
 from pipeline.errors import WeightsUnavailableError
 from pipeline.evaluation.measures import inception as networks
 from pipeline.evaluation.measures.distances import frechet_distance
@@ -182,7 +182,7 @@ def test_half_a_download_is_not_kept(monkeypatch: pytest.MonkeyPatch, unpublishe
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, unpublished: Path) -> None:
-    monkeypatch.setattr(networks, "_SILENCE", 0.05)
+    monkeypatch.setattr(published_weights, "_SILENCE", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         publish(monkeypatch, unpublished, f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "timed out" in refused(unpublished)

@@ -107,7 +107,7 @@ def test_the_test_part_is_not_seen() -> None:
     images, noted = image_set(12), Noted()
     first, pixels = judge(images, FEW, noted=noted), images.images.copy()
     pixels[[3, 4, 9, 11]] = 255 - pixels[[3, 4, 9, 11]]
-    others = replace(images, images=pixels, fingerprint="other")
+    others = replace(images, decoded=pixels, fingerprint="other")
     assert same_tensors(judge(others, FEW, noted=noted), first) and len(noted.trained) == 2
     pixels[7] = 255 - pixels[7]
     assert not same_tensors(judge(replace(others, fingerprint="another"), FEW), first)
@@ -294,7 +294,7 @@ def test_training_leaves_random_numbers_settings_and_images_as_they_were() -> No
     before, pixels = torch.get_rng_state(), images.images.copy()
     numpy_before = str(np.random.get_state())
     threads, exact = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    images.images.flags.writeable = False  # as of a mapped file
+    images.decoded.flags.writeable = False  # as of a mapped file
     judge(images, FEW).features(images.images)
     assert torch.equal(torch.get_rng_state(), before)
     assert str(np.random.get_state()) == numpy_before

@@ -88,6 +88,19 @@ def test_a_prior_from_before_there_was_a_default_guidance_keeps_guidance_1(
     assert load(run).sampler().options.guidance == 1
 
 
+@pytest.mark.parametrize(("adversarial", "objective"), [(True, "sharp"), (False, "nmse")])
+def test_an_adversarial_model_of_format_4_has_an_objective_and_jpegs_decoded_whole(
+    tmp_path: Path, adversarial: bool, objective: str
+) -> None:
+    path = copy(tmp_path) / "vqvae" / "config.json"
+    old = read_json(path)
+    assert isinstance(old["model"], dict) and old["format_version"] == 4
+    write_json(path, old | {"model": old["model"] | {"adversarial": adversarial, "adversarial_weight": 0.5}})
+    saved = read_config(path.parent, VQVAERun)
+    assert (saved.model.objective, saved.model.adversarial_weight, saved.data.draft) == (objective, 0.5, False)
+    assert saved.format_version == 5 and saved.model.hidden == old["model"]["hidden"]
+
+
 def test_the_stored_codes_and_samples_go_on(tmp_path: Path) -> None:
     run = copy(tmp_path)
     index = read_index(run / "codes")

@@ -84,7 +84,7 @@ def test_samples_are_saved_once_and_shown(trained: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "new").glob("00000?.png"))) == 5
     with pytest.raises(UsageError, match="exists already"):
         samples.save(tmp_path / "new")
-    assert samples.grid().size == (3 * 14 + 2, 2 * 10 + 2) and len(samples.to_pil()) == len(samples) == 5
+    assert samples.grid().size == (3 * 98 + 2, 2 * 66 + 2) and len(samples.to_pil()) == len(samples) == 5
 
 
 def test_a_run_without_a_prior_encodes_but_does_not_sample(trained: Path) -> None:

@@ -2,8 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from pipeline.cli.main import main
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import CheckpointError, ResourceError
+from pipeline.runs.loading import check_image_fits
 from pipeline.runs.opening import open_run
 from pipeline.sampling.model import load
 from pipeline.storage import write_manifest
@@ -26,6 +28,8 @@ MODELS = [
     VQVAEConfig(bottleneck="fsq", likelihood="discretized-logistic"),
     VQVAEConfig(bottleneck="gaussian", likelihood="gaussian"),
     VQVAEConfig(levels=2, codebook_rule="simvq"),
+    VQVAEConfig(network="residual", hidden=64, unit_codes=True),
+    VQVAEConfig(network="residual", hidden=32, levels=2, downsampling=2, residual_blocks=1),
     PriorConfig(num_classes=3),
     PriorConfig(prior="pixelsnail", hidden=64, layers=5),
     PriorConfig(coarser=(12,), hidden=32),
@@ -47,8 +51,60 @@ def test_the_estimate_is_that_of_the_network_itself(model: VQVAEConfig | PriorCo
             codes, torch.zeros(4, dtype=torch.int64) if model.num_classes else None, [codes] * len(model.coarser)
         )
     weights = sum(tensor.nbytes for tensor in [*task.parameters(), *task.buffers()])
-    expected = 5 * weights + memory.saved_bytes(task, batch)
-    assert memory.training_memory(model, training) == pytest.approx(expected, rel=0.02)
+    kept = memory.saved_bytes(task, batch)
+    besides = 5 * weights + memory.WORKING * kept.largest
+    for device, heap in (("cpu", memory.HEAP), ("cuda", 1)):
+        said = memory.training_memory(model, training, torch.device(device))
+        assert said == pytest.approx(besides + heap * kept.total, rel=0.02)
+
+
+def test_multiply_adds_of_the_strided_network_are_those_counted_by_hand() -> None:
+    tiny = VQVAEConfig(
+        channels=1,
+        height=8,
+        width=8,
+        hidden=8,
+        residual_blocks=1,
+        residual_channels=4,
+        num_codes=64,
+        code_dim=3,
+    )
+    encoder = 16 * 1 * 4 * (4 * 4) + 16 * 4 * 8 * (2 * 2) + 8 * 8 * (2 * 2) + (8 * 8 + 8 * 8) * (2 * 2)
+    codes = 8 * 3 * (2 * 2) + 3 * 64 * (2 * 2)  # the projection, and the distances to all codes
+    decoder = 9 * 3 * 8 * (2 * 2) + (9 * 8 * 4 + 4 * 8) * (2 * 2) + 16 * 8 * 4 * (2 * 2) + 16 * 4 * 1 * (4 * 4)
+    assert memory.multiply_adds(tiny) == encoder + codes + decoder
+    assert memory.multiply_adds(replace(tiny, objective="sharp")) == encoder + codes + decoder, "of the network alone"
+
+
+def test_multiply_adds_of_the_residual_network_are_those_counted_by_hand() -> None:
+    tiny = VQVAEConfig(
+        network="residual", channels=1, height=8, width=8, hidden=16, residual_blocks=1, num_codes=64, code_dim=3
+    )
+    encoder = 9 * 4 * 8 * (4 * 4) + 2 * 9 * 8 * 8 * (4 * 4) + 16 * 8 * 16 * (2 * 2) + 2 * 16 * 16 * (2 * 2)
+    codes = 16 * 3 * (2 * 2) + 3 * 64 * (2 * 2)
+    decoder = 9 * 3 * 16 * (2 * 2) + 2 * 9 * 16 * 16 * (2 * 2) + 9 * 16 * 32 * (2 * 2)
+    decoder += 2 * 9 * 8 * 8 * (4 * 4) + 9 * 8 * 4 * (4 * 4)
+    assert memory.multiply_adds(tiny) == encoder + codes + decoder
+
+
+def test_multiply_adds_of_a_prior_are_in_proportion_to_its_map() -> None:
+    counts = [memory.multiply_adds(PriorConfig(height=side, width=side, hidden=16, layers=3)) for side in (8, 16)]
+    assert counts[1] == pytest.approx(4 * counts[0], rel=0.02) and counts[0] > 64 * 3 * 16 * 16
+
+
+@pytest.mark.parametrize("network", ["strided", "residual"])
+def test_a_model_for_whose_layers_there_is_no_room_is_not_loaded(
+    network: Literal["strided", "residual"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a residual block there are at a time its input, and of its last convolution input and output."""
+    model = VQVAEConfig(network=network, height=64, width=64, hidden=64, downsampling=4)
+    feature_map = 4 * 32 * 32 * 32  # bytes, of the first resolution
+    needed = (4 if network == "residual" else 2) * feature_map + 4 * 3 * 64 * 64
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: _Memory(available=needed))
+    check_image_fits(model, torch.device("cpu"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: _Memory(available=needed - 1))
+    with pytest.raises(ResourceError, match=r"an image of 64x64 pixels, as config\.json says, takes about"):
+        check_image_fits(model, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -144,10 +200,8 @@ def test_a_config_of_ten_million_layers_is_refused_at_once(trained: Path, tmp_pa
 
 
 def test_a_model_larger_than_memory_is_not_loaded(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: _Memory(available=1000))
-    with pytest.raises(
-        ResourceError, match=r"loading .*model.safetensors takes about .* of memory, and 1000 bytes are"
-    ):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: _Memory(available=2000))
+    with pytest.raises(ResourceError, match=r"loading .*model.safetensors takes about .* of memory, and 2.0 KiB are"):
         load(trained)
 
 

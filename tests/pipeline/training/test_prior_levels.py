@@ -10,6 +10,7 @@ import torch
 from pipeline import CheckpointError, UsageError, generate, load, train_prior, train_vqvae
 from pipeline.runs.saved import PriorRun, read_config
 from pipeline.runs.validation import read_validation
+from pipeline.training.budget import Timed
 from pipeline.training.launch import resume_command
 from pipeline.training.loop.trainer import Trainer
 from tests.pipeline.training.test_training import PowerCutError, assert_same_files, interrupting
@@ -80,10 +81,10 @@ def test_minutes_are_shared_by_the_levels(tmp_path: Path) -> None:
 
 
 def test_minutes_that_were_too_few_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def steps_within(_trainer: Trainer[Any, Any], seconds: float) -> int:
+    def steps_within(_trainer: Trainer[Any, Any], seconds: float) -> Timed:
         if seconds < 30:
             raise UsageError("give more minutes")
-        return 5
+        return Timed(5, 100.0)
 
     monkeypatch.setattr("pipeline.training.launch.steps_within", steps_within)
     run = tmp_path / "run"

@@ -174,6 +174,17 @@ def test_options_without_effect_are_refused(run: Path) -> None:
         sharpened(run, adversarial_weight=0.0, feature_matching=1.0, patience=2)
 
 
+def test_features_of_classes_are_learned_before_and_refused_without_classes(run: Path, tmp_path: Path) -> None:
+    images, _ = shapes()
+    plain = Path(shutil.copytree(run, tmp_path / "plain"))
+    sharpened(run, steps=2, adversarial_weight=0.0, features="classes")
+    sharpened(plain, steps=2, adversarial_weight=0.0)
+    assert not torch.equal(decoder_of(run)["decoder.4.weight"], decoder_of(plain)["decoder.4.weight"])
+    without = train_vqvae(out=tmp_path / "without", images=images, **{**TINY_VQVAE, "steps": 2}).run
+    with pytest.raises(UsageError, match="--features classes learns from the folders' classes, 2 at least"):
+        sharpen(without, images=images, features="classes", steps=2)
+
+
 @pytest.mark.parametrize("bottleneck", ["gumbel", "fsq", "gaussian", "mmd", "none"])
 def test_every_bottleneck_can_be_sharpened(bottleneck: str, tmp_path: Path) -> None:
     images, targets = shapes()

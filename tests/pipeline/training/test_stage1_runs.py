@@ -2,18 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.cli.main import main
+from pipeline.config.options import build, option_names
+from pipeline.data.code_maps import load_codes, read_index, read_parts
 from pipeline.data.splits import load_split
 from pipeline.randomness import Purpose, stream
+from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics
+from pipeline.training.budget import Timed
 from pipeline.training.loop.trainer import Trainer
+from pipeline.training.memory import multiply_adds
 from stage1_vqvae import VQVAE, VQVAEConfig
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 
@@ -55,6 +62,54 @@ def test_images_are_drawn_without_a_prior(name: Continuous, tmp_path: Path) -> N
     for options in ({"label": 0}, {"top_k": 3}, {"top_p": 0.5}):
         with pytest.raises(UsageError, match=r"codes of a .* bottleneck are numbers"):
             generate("runs/run", 2, **options)
+
+
+def test_a_run_with_random_crops_is_of_the_window_and_sees_centres_but_in_training(tmp_path: Path) -> None:
+    images, targets = shapes(size=(9, 14))
+    centres = images[:, :, :8, 1:13]
+    given: dict[str, Any] = {"images": images, "targets": targets}
+    train_vqvae(out="run", image_size="8x12", crop="random", **given, **TINY_VQVAE)
+    train_vqvae(out="centre", images=centres, targets=targets, **TINY_VQVAE)
+    model, other = load("run"), load("centre")
+    assert (model.vqvae.config.model.height, model.vqvae.config.model.width) == (8, 12)
+    assert torch.equal(model.vqvae.network.data_variance, other.vqvae.network.data_variance)
+    assert model.vqvae.codes_sha256 != other.vqvae.codes_sha256, "it was trained on other windows"
+    train_prior("run", force=True, **given, **{**TINY_PRIOR, "steps": 1})
+    maps = read_parts(model.run.folder.codes, read_index(model.run.folder.codes).identity, model.vqvae.config.model, 2)
+    assert maps is not None
+    parts = load_split(model.run.folder.vqvae / "split.safetensors")
+    for part in ("train", "validation"):
+        assert torch.equal(maps[part].levels[0].long(), model.encode(centres[getattr(parts, part)])[0].long())
+    codes = []
+    for name, picture in (("larger", images[0, 0]), ("window", centres[0, 0])):
+        Image.fromarray(picture).save(f"{name}.png")
+        assert (
+            CliRunner().invoke(main, ["encode", f"{name}.png", "--run", "run", "--out", f"{name}.codes"]).exit_code == 0
+        )
+        codes.append(load_codes(Path(f"{name}.codes")).levels[0].long())
+    assert torch.equal(codes[0], model.encode(centres[:1])[0].long()) and torch.equal(*codes)
+    mask = np.zeros((9, 14), np.uint8)
+    mask[:5] = 255
+    shown = []
+    for name, picture in (("larger", mask), ("window", mask[:8, 1:13])):
+        Image.fromarray(picture).save("mask.png")
+        command = [
+            "complete",
+            "larger.png",
+            "--run",
+            "run",
+            "--mask",
+            "mask.png",
+            "--n",
+            "1",
+            "--out",
+            f"{name}-done.png",
+        ]
+        assert CliRunner().invoke(main, command).exit_code == 0
+        shown.append(Path(f"{name}-done.png").read_bytes())
+    assert shown[0] == shown[1], "a mask lies over the image, or over its window"
+    assert train_vqvae(out="run2", config="run/vqvae/config.json", **given).steps == 12
+    assert load("run2").vqvae.codes_sha256 == model.vqvae.codes_sha256, "crops are those of the seed"
 
 
 def test_standard_normal_latents_are_that() -> None:
@@ -102,6 +157,53 @@ def test_levels_are_trained_saved_and_loaded(kind: Kind) -> None:
         loaded.decode((codes[0], codes[1], codes[1]))
     with pytest.raises(CheckpointError, match="no finished prior of level 0, 1, of 2 levels"):
         generate("run", 1)
+
+
+class Lines(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def say(self, text: str) -> None:
+        """Add to the text."""
+        self.text += f"{text}\n"
+
+
+def test_the_residual_network_is_trained_saved_loaded_and_resumed(tmp_path: Path) -> None:
+    images, targets = shapes(size=(16, 24))
+    options = {**TINY_VQVAE, "network": "residual", "hidden": 16, "average_decay": 0.9}
+    del options["residual_channels"]
+    run = train_vqvae(out=tmp_path / "run", images=images, targets=targets, **options).run
+    batch = torch.from_numpy(images[:4])
+    (codes,) = load(run).encode(batch)
+    assert codes.shape == (4, 4, 6) and load(run).decode((codes,)).shape == batch.shape
+    longer = train_vqvae(out=run, resume="auto", images=images, targets=targets, steps=14)
+    assert longer.steps == 14
+    with pytest.raises(UsageError, match="--network strided contradicts the run, which has residual"):
+        train_vqvae(out=run, resume="auto", images=images, targets=targets, steps=15, network="strided")
+
+
+def test_the_arithmetic_is_said_at_the_start_and_the_speed_where_steps_were_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, targets = shapes()
+    counted, timed = Lines(), Lines()
+    train_vqvae(out=tmp_path / "a", images=images, targets=targets, reporter=counted, **TINY_VQVAE)
+    (model,) = build(
+        {name: value for name, value in TINY_VQVAE.items() if name in option_names(VQVAEConfig)},
+        VQVAEConfig,
+        derived={"channels": 1, "height": 8, "width": 12},
+    )
+    gmac = multiply_adds(model) / 1e9
+    assert f"{gmac:.3g} GMAC (multiply-adds) per image, forward\n" in counted.text
+    monkeypatch.setattr("pipeline.training.launch.steps_within", lambda trainer, seconds: Timed(3, 1234.5))
+    options = {name: value for name, value in TINY_VQVAE.items() if name != "steps"}
+    train_vqvae(out=tmp_path / "b", images=images, targets=targets, reporter=timed, max_minutes=1.0, **options)
+    assert (
+        f"{gmac:.3g} GMAC (multiply-adds) per image, forward\n" in timed.text
+        and "minutes in all, at 1,234 images per second\n" in timed.text
+    )
 
 
 def test_an_adversarial_training_keeps_its_latest_weights(monkeypatch: pytest.MonkeyPatch) -> None:

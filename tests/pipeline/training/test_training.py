@@ -21,7 +21,7 @@ from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics, read_validation
 from pipeline.storage import load_tensors
 from pipeline.training import stage1 as stage1_module
-from pipeline.training.budget import steps_within
+from pipeline.training.budget import Timed, steps_within
 from pipeline.training.loop.checkpoint import list_checkpoints
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.stage2 import unigram_entropy
@@ -341,9 +341,9 @@ def test_minutes_become_steps_once_and_leave_no_trace(
     assert_same_files(last_checkpoint(first), last_checkpoint(second))
 
 
-def _measured_then_twelve(trainer: AnyTrainer, seconds: float) -> int:
-    assert steps_within(trainer, seconds) >= 1
-    return 12
+def _measured_then_twelve(trainer: AnyTrainer, seconds: float) -> Timed:
+    assert steps_within(trainer, seconds).steps >= 1
+    return Timed(12, 1.0)
 
 
 def test_averaged_weights_are_the_ones_evaluated(tmp_path: Path, trained: Path) -> None:

@@ -65,3 +65,15 @@ class Decoder(nn.Sequential):
             transposed += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
         entry = nn.Conv2d(inputs, config.hidden, 3, padding=1)
         super().__init__(entry, ResidualStack(config, 3), *transposed[:-1])  # no ReLU on the image itself
+
+
+def down(config: VQVAEConfig) -> nn.Module:
+    """Features (n, hidden, h, w) -> those of the next coarser level of codes (n, hidden, h/2, w/2)."""
+    convolution = nn.Conv2d(config.hidden, config.hidden, 4, stride=2, padding=1)
+    return nn.Sequential(convolution, nn.ReLU(), ResidualStack(config, config.encoder_kernel))
+
+
+def up(config: VQVAEConfig) -> nn.Module:
+    """What the coarser levels add up to (n, hidden, h, w) -> the same on the next finer grid (n, hidden, 2h, 2w)."""
+    convolution = nn.ConvTranspose2d(config.hidden, config.hidden, 4, stride=2, padding=1)
+    return nn.Sequential(ResidualStack(config, 3), convolution)
