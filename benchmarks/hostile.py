@@ -43,6 +43,7 @@ from pipeline import (
     generate_files,
     load,
     score,
+    sharpen,
     train_prior,
     train_vqvae,
 )
@@ -62,6 +63,7 @@ _TRAIN = "--preset tiny --steps 2 --hidden 8 --batch-size 8 --precision float32 
 _COMMANDS = {  # options with which each is quick, and its arguments
     "train-vqvae": (f"--data pictures --out new --num-codes 12 --code-dim 4 {_TRAIN}", ""),
     "train-prior": (f"--out new --layers 2 --head 8 --force {_TRAIN}", "run"),
+    "sharpen": ("--steps 2 --batch-size 8 --precision float32 --quiet", "run"),
     "compare": (f"--data pictures --out new --bottlenecks vq,none {_TRAIN}", ""),
     "sample": ("--n 2 --out new --quiet", "run"),
     "complete": ("--run run --keep top:0.5 --n 2 --out new.png", "picture.png"),
@@ -137,6 +139,7 @@ def _functions(folder: Path) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
     return [
         (train_vqvae, {"data": "pictures", "out": "new", "num_codes": 12, **small}),
         (train_prior, {"run": run, "out": "new", "layers": 2, "head": 8, "force": True, **small}),
+        (sharpen, {"run": run, "steps": 2, "batch_size": 8, "precision": "float32"}),
         (load, {"run": run}),
         (generate, {"run": run, "n": 2}),
         (generate_files, {"run": run, "n": 2, "out": "new"}),

@@ -164,16 +164,19 @@ _PRIOR = f"train-prior run --force {_SIZE} --layers 2 --head 8 --first-kernel 3 
 
 
 def jobs(pictures: Path) -> list[Job]:
-    """The commands that write: both trainings, a training that goes on, encoding, and drawing in each format."""
+    """The commands that write: trainings of both stages, one that goes on, encoding, sharpening, and drawing in each
+    format."""
     resume = ("--resume", "auto")
     vqvae = (*_VQVAE.split(), "--data", str(pictures), "--steps", "6")
     prior = tuple(_PRIOR.split())
     further = ("train-vqvae", "--out", "run", "--quiet", "--steps", "9", *resume)
+    sharpen = ("sharpen", "run", "--steps", "6", "--checkpoints", "3", "--average-decay", "0.9", "--quiet")
     made = [
         Job("train-vqvae", None, vqvae, (*vqvae, *resume), "run"),
         Job("train-vqvae, further", "stage1", further, further, "run"),
         Job("train-prior", "coded", (*prior, "--steps", "6"), (*prior, "--steps", "6", *resume), "run"),
         Job("encoding", "stage1", (*prior, "--steps", "1"), (*prior, "--steps", "1", *resume), "run"),
+        Job("sharpen", "whole", sharpen, (*sharpen, *resume), "run"),
     ]
     for file_format in ("png", "zip", "safetensors"):
         draw = tuple(f"sample run --out new --n 7 --batch-size 3 --quiet --format {file_format}".split())
