@@ -3,8 +3,8 @@
     python -m benchmarks.crash [--kills 100] [--every 1] [--full-disk]
 
 Both trainings, one that goes on with a finished model, encoding, sharpening, and drawing in each format, of tiny
-models: each is killed (SIGKILL) at random moments, up to three times in a row, and at every change that it makes of the disk
-(or at every n-th), with half of what was being written there; and resumed. With --full-disk there is no room instead,
+models: each is killed (SIGKILL) at random moments, up to three times in a row, and at every change that it makes of the
+disk (or at every n-th), with half of what was being written there; and resumed. With --full-disk there is no room instead,
 at every change that needs some: once, or from then on until the command has failed, with 6 and a sentence that names a
 file. In the end every file holds what it holds after an uninterrupted run: tensors, configurations, logs (but for
 times), pictures.
