@@ -3,11 +3,11 @@
     python -m benchmarks.crash [--kills 100] [--every 1] [--full-disk]
 
 Both trainings, one that goes on with a finished model, encoding, sharpening, and drawing in each format, of tiny
-models: each is killed (SIGKILL) at random moments, up to three times in a row, and at every change that it makes of the
-disk (or at every n-th), with half of what was being written there; and resumed. With --full-disk there is no room instead,
-at every change that needs some: once, or from then on until the command has failed, with 6 and a sentence that names a
-file. In the end every file holds what it holds after an uninterrupted run: tensors, configurations, logs (but for
-times), pictures.
+models: each is killed (SIGKILL) at random moments, up to three times in a row, and at every change that it makes of
+the disk (or at every n-th), with half of what was being written there; and resumed. With --full-disk there is no room
+instead, at every change that needs some: once, or from then on until the command has failed, with 6 and a sentence
+that names a file. In the end every file holds what it holds after an uninterrupted run: tensors, configurations, logs
+(but for times), pictures.
 
 Prints one JSON line per command: the changes of the disk, kills (or failures), resumes, how much was done again in all
 and at most after one kill (steps of a training, images of a draw), temporary files left over, after how many kills the
