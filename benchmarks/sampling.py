@@ -2,8 +2,9 @@
 
     python -m benchmarks.sampling [--kind pixelcnn] [--grids 8,16,32,64] [--batches 1,16,64,256] [--threads 2]
 
-Kinds: pixelcnn and pixelsnail of 15 layers, and two-levels: a PixelCNN on half the grid, and one beneath it on the
-whole. Prints one JSON line for each grid and batch, each measured in a process of its own: seconds per image of
+Kinds: pixelcnn, pixelsnail and transformer of 15 layers, and two-levels: a PixelCNN on half the grid, and one beneath
+it on the whole. Prints one JSON line for each grid and batch, each measured in a process of its own: seconds per image
+of
 - `full_forward`: one forward pass over the whole map for every position (one pass measured, times their number),
 - `prefix`: one over the rows so far for every position (passes over some numbers of rows measured, the rest between;
   of one level alone),
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
+from typing import Literal, TypeAlias
 
 import click
 import numpy as np
@@ -30,21 +32,23 @@ from pipeline.processes import keep_freed_memory
 from pipeline.sampling.matmul import fast_products
 from pipeline.storage import JsonObject
 from stage2_prior import Noise, Prior, PriorConfig, SamplingOptions, draw_levels, make_prior
+from stage2_prior.config import PriorName
 
 CPU = torch.device("cpu")
-KINDS = ("pixelcnn", "pixelsnail", "two-levels")
+Kind: TypeAlias = PriorName | Literal["two-levels"]
+KINDS: tuple[Kind, ...] = ("pixelcnn", "pixelsnail", "transformer", "two-levels")
 CHUNKS = (1, 4, 16, 64, 256)
 MOST_POSITIONS = 2**16  # of a forward pass; more do not make it faster
 
 
-def networks(kind: str, grid: int) -> list[Prior]:
+def networks(kind: Kind, grid: int) -> list[Prior]:
     """The prior of each level: 15 layers of 128 channels, 512 codes; its weights as they are initialised."""
     torch.manual_seed(0)
     sizes = [grid // 2, grid] if kind == "two-levels" else [grid]
     made = []
     for level, size in enumerate(sizes):
         config = PriorConfig(
-            prior="pixelsnail" if kind == "pixelsnail" else "pixelcnn",
+            prior="pixelcnn" if kind == "two-levels" else kind,
             height=size,
             width=size,
             num_codes=512,
@@ -94,9 +98,9 @@ def _weights(prior: Prior) -> tuple[int, int]:
     """How many weights are read once per row, those of kernels above it; and how many once per position."""
     in_rows = at_positions = 0
     for name, weight in prior.named_parameters():
-        if weight.ndim != 4 or name.startswith("coarser"):
+        if weight.ndim not in (2, 4) or name.startswith(("coarser", "embedding")):
             continue
-        rows, height = 0, weight.shape[2]
+        rows, height = 0, weight.shape[2] if weight.ndim == 4 else 1
         if any(part in name for part in ("vertical.", "link.", "condition_proj.", "above.")):
             rows = height
         elif "first.weight" in name or "second.weight" in name:  # PixelSNAIL's corners, of which the last row is here
@@ -111,7 +115,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def cell(kind: str, grid: int, batch: int, threads: int) -> JsonObject:
+def cell(kind: Kind, grid: int, batch: int, threads: int) -> JsonObject:
     """Measure one grid and batch in this process."""
     priors = networks(kind, grid)
     noise = Noise(0, torch.arange(batch))
@@ -171,7 +175,7 @@ def cell(kind: str, grid: int, batch: int, threads: int) -> JsonObject:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--here", is_flag=True, hidden=True)
 @torch.no_grad()
-def main(kind: str, grids: str, batches: str, threads: int, here: bool) -> None:
+def main(kind: Kind, grids: str, batches: str, threads: int, here: bool) -> None:
     """Measure and print."""
     if here:
         keep_freed_memory()

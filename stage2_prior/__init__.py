@@ -5,6 +5,7 @@ from stage2_prior.priors import make_prior
 from stage2_prior.priors.base import Prior, PriorError, Stepper, code_nats
 from stage2_prior.priors.pixelcnn import PixelCNN
 from stage2_prior.priors.pixelsnail import PixelSNAIL
+from stage2_prior.priors.transformer import Transformer
 from stage2_prior.sampling.completion import (
     ClassProposal,
     choose_candidate,
@@ -40,6 +41,7 @@ __all__ = [
     "Stepper",
     "Summary",
     "Temperature",
+    "Transformer",
     "choose_candidate",
     "code_nats",
     "draw",

@@ -6,7 +6,13 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-_ATTENTION = ("attention_every", "attention_heads")
+PriorName = Literal["pixelcnn", "pixelsnail", "transformer"]
+
+_ONLY: dict[str, tuple[PriorName, ...]] = {  # the priors that an option means something to
+    "kernel": ("pixelcnn", "pixelsnail"),
+    "attention_every": ("pixelsnail",),
+    "attention_heads": ("pixelsnail", "transformer"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -41,13 +47,15 @@ class PriorConfig:
         description="Number of codes of each coarser level, coarsest first.",
         json_schema_extra={"from_data": True},
     )
-    prior: Literal["pixelcnn", "pixelsnail"] = Field(
+    prior: PriorName = Field(
         default="pixelcnn",
         description="Network: pixelcnn, two stacks of gated causal convolutions; pixelsnail, gated residual blocks "
-        "with causal attention.",
+        "with causal attention; transformer, attention alone after a window of neighbours.",
     )
     hidden: int = Field(default=128, ge=1, le=2**14, description="Channels of every layer.")
-    layers: int = Field(default=10, ge=1, le=512, description="Number of gated layers.")
+    layers: int = Field(
+        default=10, ge=1, le=512, description="Number of layers: gated ones, or blocks of the transformer."
+    )
     kernel: int = Field(
         default=3,
         ge=3,
@@ -90,8 +98,13 @@ class PriorConfig:
         kernels = {"kernel": self.kernel, "first_kernel": self.first_kernel}
         even = [f"{name} = {size}" for name, size in kernels.items() if size % 2 == 0]
         problems = [f"a causal window has a centre, so its size is odd; got {', '.join(even)}"] if even else []
-        if self.prior == "pixelsnail" and self.hidden % self.heads:
+        if self.prior != "pixelcnn" and self.hidden % self.heads:
             problems.append(f"--hidden {self.hidden} is not divisible by --attention-heads {self.attention_heads}")
+        elif self.prior == "transformer" and self.hidden // self.heads % 4:
+            problems.append(
+                f"a head of the transformer has a multiple of 4 channels; --hidden {self.hidden} over {self.heads} "
+                f"heads is {self.hidden // self.heads}: choose another --hidden, or --attention-heads"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -99,7 +112,8 @@ class PriorConfig:
     def without_effect(self, given: Iterable[str]) -> list[str]:
         """One message for each of the given options that has no effect on this prior."""
         named = set(given)
-        idle = dict.fromkeys(named & set(_ATTENTION), "--prior pixelsnail") if self.prior == "pixelcnn" else {}
+        only = {name: owners for name, owners in sorted(_ONLY.items()) if name in named and self.prior not in owners}
+        idle = {name: f"--prior {' and '.join(owners)}" for name, owners in only.items()}
         if not self.coarser and "condition_blocks" in named:
             idle["condition_blocks"] = "levels that have a coarser one"
         if not self.num_classes and "label_dropout" in named:
@@ -125,6 +139,6 @@ class PriorConfig:
     @property
     def reach(self) -> int | None:
         """How many rows up and columns to the left the logits of a position depend on; None for no limit."""
-        if self.prior == "pixelsnail":
+        if self.prior != "pixelcnn":
             return None
         return self.first_kernel // 2 + (self.layers - 1) * (self.kernel // 2)

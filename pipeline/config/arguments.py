@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 from pipeline.config.sampling import FloatPrecision, Format
 from pipeline.config.training import Precision
 from stage1_vqvae.objective import Features
+from stage2_prior.config import PriorName
 
 
 class DataArguments(TypedDict, total=False):
@@ -107,7 +108,7 @@ class SharpenArguments(ObjectiveArguments, TrainingArguments, total=False):
 class PriorArguments(TrainingArguments, total=False):
     """Of `train_prior`: PriorConfig, TrainingConfig and AugmentConfig."""
 
-    prior: Literal["pixelcnn", "pixelsnail"]
+    prior: PriorName
     hidden: int
     layers: int
     kernel: int

@@ -102,7 +102,7 @@ def codes_in_words(config: VQVAEConfig) -> str:
 
 def network_in_words(config: PriorConfig) -> str:
     """The kind of network that a prior is."""
-    return {"pixelcnn": "gated PixelCNN", "pixelsnail": "PixelSNAIL"}[config.prior]
+    return {"pixelcnn": "gated PixelCNN", "pixelsnail": "PixelSNAIL", "transformer": "transformer"}[config.prior]
 
 
 def images_in_words(config: VQVAEConfig) -> str:

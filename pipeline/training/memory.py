@@ -3,6 +3,7 @@
 On the meta device of torch tensors have shapes alone, and nothing is computed.
 """
 
+import math
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -70,8 +71,7 @@ def training_memory(model: Model, training: TrainingConfig, device: torch.device
     with torch.device("meta"):
         task = _task(model)
         weights = weight_bytes(task, training)
-        positions = 0 if isinstance(model, VQVAEConfig) else model.positions
-        few, more = (saved_bytes(task, _batch(model, images), positions) for images in PROBED)
+        few, more = (saved_bytes(task, _batch(model, images), _attention_weights(model, images)) for images in PROBED)
     micro_batch = training.batch_size // (training.micro_batches or 1)
     return weights + activations(few, more, micro_batch, device) // (2 if training.precision == "bfloat16" else 1)
 
@@ -125,17 +125,23 @@ def _batch(model: Model, n: int) -> Tensor | CodeBatch:
     return CodeBatch(codes, labels, [codes for _ in model.coarser])
 
 
-def saved_bytes(task: torch.nn.Module, batch: object, positions: int = 0) -> Kept:
+def _attention_weights(model: Model, n: int) -> tuple[int, int, int]:
+    """The shape of the attention weights of n maps."""
+    return (0, 0, 0) if isinstance(model, VQVAEConfig) else (n * model.heads, model.positions, model.positions)
+
+
+def saved_bytes(task: torch.nn.Module, batch: object, left_out: tuple[int, int, int] = (0, 0, 0)) -> Kept:
     """What a forward pass keeps for the backward pass, weights not counted.
 
-    Nor, of maps of so many `positions`, attention weights: only the kernel of the meta device keeps them.
+    Nor tensors of the shape `left_out`, or views of them by image and head: attention weights, which only the kernel of
+    the meta device keeps.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in task.parameters()}
     kept: dict[int, int] = {}  # by storage
 
     def count(tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
-        if key not in weights and tensor.shape[-2:] != (positions, positions):
+        if key not in weights and not (tensor.shape[-2:] == left_out[1:] and tensor.numel() == math.prod(left_out)):
             kept[key] = tensor.untyped_storage().nbytes()
         return tensor
 

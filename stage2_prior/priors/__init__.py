@@ -7,8 +7,11 @@ from stage2_prior.config import PriorConfig
 from stage2_prior.priors.base import Prior
 from stage2_prior.priors.pixelcnn import PixelCNN
 from stage2_prior.priors.pixelsnail import PixelSNAIL
+from stage2_prior.priors.transformer import Transformer
 
-PRIORS: Mapping[str, type[Prior]] = MappingProxyType({"pixelcnn": PixelCNN, "pixelsnail": PixelSNAIL})
+PRIORS: Mapping[str, type[Prior]] = MappingProxyType(
+    {"pixelcnn": PixelCNN, "pixelsnail": PixelSNAIL, "transformer": Transformer}
+)
 
 
 def make_prior(config: PriorConfig) -> Prior:

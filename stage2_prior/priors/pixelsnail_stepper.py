@@ -5,7 +5,6 @@ that of the row itself follows one position at a time, from a view. Features of 
 zeros on both sides.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from stage2_prior.priors.base import Prior
 from stage2_prior.priors.snail_layers import CausalAttention, GatedBlock, Trunk, blocks
-from stage2_prior.priors.stepping import Buffers, Head, double
+from stage2_prior.priors.stepping import Buffers, ConvStepper, Head, double
 
 
 class PixelSNAILStepper(Buffers):
@@ -31,7 +30,7 @@ class PixelSNAILStepper(Buffers):
         self.embedding = prior.embedding.weight.detach()
         coordinates = rearrange(double(trunk.coordinates()), "1 two h w -> h w two")
         above, left = trunk.first.above, trunk.first.left
-        self.first = _Conv(above.weight, left.weight, above.bias, n, config.width)
+        self.first = ConvStepper(above.weight, left.weight, above.bias, n, config.width)
         position_proj = double(trunk.position_proj.weight)[:, :, 0, 0].T
         self.positions = (coordinates @ position_proj).to(self.embedding)  # (height, width, channels)
         self.groups = [[_Block(block, n, config.width) for block in blocks(group)] for group in trunk.groups]
@@ -87,56 +86,12 @@ class PixelSNAILStepper(Buffers):
         return (block for group in self.groups for block in group)
 
 
-class _Conv(Buffers):
-    """A causal convolution: `columns` are its input, by column."""
-
-    def __init__(
-        self,
-        above: Float[Tensor, "outputs inputs rows columns"],
-        left: Float[Tensor, "outputs inputs 1 own"],
-        bias: Tensor | None,
-        n: int,
-        width: int,
-    ) -> None:
-        """`above`: the weights of the rows above. `left`: those of the position's own row, starting at the first
-        column of the window."""
-        # One matrix for each row above, the farthest first.
-        self.above = [rearrange(row, "d c k -> (k c) d").contiguous() for row in above.detach().unbind(2)]
-        self.left = rearrange(left.detach(), "d c 1 k -> (k c) d").contiguous()
-        assert bias is not None
-        self.bias = bias.detach()
-        (outputs, inputs, reach, taps), own = above.shape, left.shape[3]
-        padded = above.new_zeros(n, reach + width + taps - 1 - reach, inputs)
-        self.columns = padded[:, reach : reach + width].unbind(1)
-        self.windows = [padded[:, column : column + own].flatten(1) for column in range(width)]
-        self.row = rearrange(padded.unfold(1, taps, 1), "n w c k -> w n k c")
-        self.rows = deque(above.new_zeros(width, n, taps, inputs) for _ in self.above)
-        self.from_above = above.new_zeros(width, n, outputs)
-        self.from_above_columns = self.from_above.unbind(0)
-
-    def begin_row(self, row: int, start: Float[Tensor, "..."]) -> None:
-        """Add up `start`, the bias and the rows above, at every position of the row."""
-        if row == 0:
-            for windows in self.rows:
-                windows.zero_()
-        else:  # the row before is complete: its windows replace those of the farthest row
-            self.rows.rotate(-1)
-            self.rows[-1].copy_(self.row)
-        flat = self.from_above.copy_(start + self.bias).flatten(0, 1)
-        for windows, weight in zip(self.rows, self.above, strict=True):
-            flat.addmm_(windows.view(len(flat), -1), weight)
-
-    def step(self, column: int, out: Float[Tensor, "n d"]) -> None:
-        """Add the position's own row: the output at one position."""
-        torch.addmm(self.from_above_columns[column], self.windows[column], self.left, out=out)
-
-
 class _Block(Buffers):
     """A GatedBlock."""
 
     def __init__(self, block: GatedBlock, n: int, width: int) -> None:
         self.first, self.second = (
-            _Conv(conv.weight[:, :, :-1], conv.weight[:, :, -1:], conv.bias, n, width)
+            ConvStepper(conv.weight[:, :, :-1], conv.weight[:, :, -1:], conv.bias, n, width)
             for conv in (block.first, block.second)
         )
         self.shift, like = block.shift, self.first.bias

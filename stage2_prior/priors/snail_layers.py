@@ -7,8 +7,6 @@ linear projections; a position may attend to a null key besides earlier position
 to the features directly.
 """
 
-from contextlib import nullcontext
-
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage2_prior.config import PriorConfig
+from stage2_prior.priors.causal_attention import causal_attention
 from stage2_prior.priors.conditioning import ClassShift, Condition
 from stage2_prior.priors.gated_layers import HorizontalConv, VerticalConv
 
@@ -92,14 +91,8 @@ class CausalAttention(nn.Module):
         queries = rearrange(self.q_proj(located), "n (heads dim) h w -> n heads (h w) dim", heads=self.heads)
         sources = torch.cat([located, embedded.to(located.dtype)], 1)
         keys_values = rearrange(self.kv_proj(sources), "n c h w -> n 1 (h w) c")
-        keys_values = F.pad(keys_values[:, :, :-1], (0, 0, 1, 0)).expand(-1, self.heads, -1, -1)
-        # The backward pass of attention in bfloat16 is three times as slow on CPUs.
-        if keys_values.device.type == "cpu" and keys_values.dtype == torch.bfloat16:
-            queries, keys_values = queries.float(), keys_values.float()
-        keys, values = keys_values.chunk(2, dim=3)
-        kind = keys_values.device.type
-        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):  # meta has no autocast
-            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        keys, values = F.pad(keys_values[:, :, :-1], (0, 0, 1, 0)).chunk(2, dim=3)
+        attended = causal_attention(queries, keys, values)
         merged = rearrange(attended, "n heads (h w) dim -> n (heads dim) h w", h=features.shape[2])
         result: Tensor = features + self.out_proj(merged)
         return result

@@ -23,7 +23,7 @@ def test_options_without_effect_are_named_with_what_they_belong_to() -> None:
     sizes = {"height": 4, "width": 5, "num_codes": 7, "hidden": 16}
     given = ["hidden", "label_dropout", "condition_blocks", "attention_heads"]
     assert PriorConfig(**sizes).without_effect(given) == [  # type: ignore[arg-type]
-        "--attention-heads belongs to --prior pixelsnail; leave it out",
+        "--attention-heads belongs to --prior pixelsnail and transformer; leave it out",
         "--condition-blocks belongs to levels that have a coarser one; leave it out",
         "--label-dropout belongs to data with classes; leave it out",
     ]

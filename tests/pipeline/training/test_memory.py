@@ -32,6 +32,7 @@ MODELS = [
     VQVAEConfig(network="residual", hidden=32, levels=2, downsampling=2, residual_blocks=1),
     PriorConfig(num_classes=3),
     PriorConfig(prior="pixelsnail", hidden=64, layers=5),
+    PriorConfig(prior="transformer", hidden=64, layers=5),
     PriorConfig(coarser=(12,), hidden=32),
 ]
 

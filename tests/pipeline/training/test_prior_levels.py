@@ -30,7 +30,7 @@ def trained_levels(folder: Path, level_kind: LevelKind, **options: Any) -> Path:
 
 
 @every_level_kind
-@pytest.mark.parametrize("prior", ["pixelcnn", "pixelsnail"])
+@pytest.mark.parametrize("prior", ["pixelcnn", "pixelsnail", "transformer"])
 def test_all_levels_are_trained_and_drawn_from(tmp_path: Path, level_kind: LevelKind, prior: str) -> None:
     run = trained_levels(tmp_path / "run", level_kind, prior=prior)
     samples = generate(run, 7, seed=3, precision="float64")

@@ -99,7 +99,7 @@ def test_a_resumed_run_stops_early_where_the_whole_one_does(tmp_path: Path, trai
     assert len(list_checkpoints(parts / "checkpoints")) == end
 
 
-@pytest.mark.parametrize("kind", ["pixelcnn", "pixelsnail"])
+@pytest.mark.parametrize("kind", ["pixelcnn", "pixelsnail", "transformer"])
 def test_every_prior_beneath_a_level_and_over_several_encodings_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
     options = {"prior": kind, "encodings": 3, "shift": 2, "dropout": 0.5, "checkpoints": 12, "keep": 20, "level": 1}
     options |= {"micro_batches": 2, "average_decay": 0.9}
@@ -179,7 +179,9 @@ def test_a_batch_takes_each_map_from_one_encoding_on_all_levels() -> None:
 
 
 def test_options_of_the_other_prior_are_refused(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--attention-heads belongs to --prior pixelsnail; leave it out"):
+    with pytest.raises(
+        UsageError, match="--attention-heads belongs to --prior pixelsnail and transformer; leave it out"
+    ):
         prior(trained, out=tmp_path / "run", attention_heads=2)
     with pytest.raises(UsageError, match="--hidden 9 is not divisible by --attention-heads 4"):
         prior(trained, out=tmp_path / "run", prior="pixelsnail", hidden=9, attention_heads=4)

@@ -1,0 +1,103 @@
+"""What the transformer is made of: multi-query attention over all positions so far, and a block around it.
+
+Vaswani et al. 2017, "Attention Is All You Need", with what later work has found better at every size: RMSNorm before
+each part (Zhang & Sennrich 2019), positions as rotations of queries and keys (Su et al. 2021, "RoFormer", equation 34;
+one half of the channels turns with the row, the other with the column), normalised queries and keys (Dehghani et al.
+2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2), and a squared ReLU (So et al. 2021, "Primer").
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stage2_prior.config import PriorConfig
+from stage2_prior.priors.causal_attention import causal_attention
+from stage2_prior.priors.conditioning import ClassShift
+
+EPS = 1e-6  # of RMSNorm
+WIDENING = 4  # channels within a block's MLP over those outside
+_LONGEST_WAVE = 100.0  # the slowest rotation is a radian in this many rows or columns
+
+
+class Rotations(NamedTuple):
+    """Cosines and sines of the angles by which queries and keys are turned at each position."""
+
+    cosines: Float[Tensor, "positions half"]
+    sines: Float[Tensor, "positions half"]
+
+    def turn(self, vectors: Float[Tensor, "... positions dim"]) -> Float[Tensor, "... positions dim"]:
+        """Vectors turned in the planes of channels i and i + dim / 2."""
+        first, second = vectors.chunk(2, dim=-1)
+        return torch.cat(
+            [first * self.cosines - second * self.sines, first * self.sines + second * self.cosines], dim=-1
+        )
+
+
+def rotations(size: tuple[int, int], dim: int, like: Tensor) -> Rotations:
+    """Those of all positions of a map of this size, for queries of `dim` channels, in raster order."""
+    frequencies = _LONGEST_WAVE ** -(torch.arange(dim // 4, device=like.device, dtype=torch.float64) * 4 / dim)
+    rows, columns = (torch.arange(length, device=like.device, dtype=torch.float64) for length in size)
+    where = rearrange(torch.cartesian_prod(rows, columns), "positions two -> positions two 1")
+    angles = (where * frequencies).flatten(1)
+    return Rotations(angles.cos().to(like), angles.sin().to(like))
+
+
+class RotaryAttention(nn.Module):
+    """Each position attends to itself and all earlier ones. All heads share one set of keys and values."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.dim = heads, hidden // heads
+        self.q_proj = nn.Linear(hidden, hidden, bias=False)
+        self.kv_proj = nn.Linear(hidden, 2 * self.dim, bias=False)
+        self.q_norm, self.k_norm = nn.RMSNorm(self.dim, EPS), nn.RMSNorm(self.dim, EPS)
+        self.out_proj = nn.Linear(hidden, hidden, bias=False)
+        nn.init.zeros_(self.out_proj.weight)  # a block begins as the identity
+
+    def forward(self, features: Float[Tensor, "n positions c"], turned: Rotations) -> Float[Tensor, "n positions c"]:
+        queries = rearrange(self.q_proj(features), "n p (heads dim) -> n heads p dim", heads=self.heads)
+        keys, values = rearrange(self.kv_proj(features), "n p c -> n 1 p c").chunk(2, dim=3)
+        queries, keys = turned.turn(self.q_norm(queries)), turned.turn(self.k_norm(keys))
+        attended = causal_attention(queries, keys.to(values.dtype), values)
+        result: Tensor = self.out_proj(rearrange(attended, "n heads p dim -> n p (heads dim)"))
+        return result
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a multilayer perceptron, each added to the features. Classes and coarser levels shift the inputs
+    of both."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden, EPS), nn.RMSNorm(hidden, EPS)
+        self.attention = RotaryAttention(hidden, config.heads)
+        self.up_proj = nn.Linear(hidden, WIDENING * hidden, bias=False)
+        self.down_proj = nn.Linear(WIDENING * hidden, hidden, bias=False)
+        nn.init.zeros_(self.down_proj.weight)
+        self.dropout = nn.Dropout(config.dropout)
+        self.shift = ClassShift(config.num_classes, 2 * hidden) if config.num_classes else None
+        self.condition_proj = nn.Linear(hidden, 2 * hidden, bias=False) if config.coarser else None
+
+    def forward(
+        self,
+        features: Float[Tensor, "n positions c"],
+        turned: Rotations,
+        labels: Int[Tensor, "n"] | None,
+        coarser: Float[Tensor, "n positions c"] | None,
+    ) -> Float[Tensor, "n positions c"]:
+        shift = features.new_zeros(1, 1, 2 * features.shape[2])
+        if self.shift is not None and labels is not None:
+            shift = shift + rearrange(self.shift(labels), "n c -> n 1 c")
+        if self.condition_proj is not None:
+            shift = shift + self.condition_proj(coarser)
+        of_attention, of_mlp = shift.chunk(2, dim=2)
+        attended = self.attention(self.attention_norm(features) + of_attention, turned)
+        features = features + self.dropout(attended)
+        inner = F.relu(self.up_proj(self.mlp_norm(features) + of_mlp)).square()
+        result: Tensor = features + self.dropout(self.down_proj(inner))
+        return result
