@@ -51,7 +51,8 @@ class DecoderTask(nn.Module):
     def forward(self, images: UInt8[Tensor, "n c h w"], progress: float = 0.0) -> VQVAETaskOutput:
         """The squared error over the data's variance and, in training mode, the losses of `sharp`.
 
-        A likelihood's scale is fitted to the errors as they are: it has no influence on the decoder. `progress` is
+        A likelihood's scale is fitted to the errors as they are; the decoder feels it where their gradients are clipped
+        together, and nowhere else. `progress` is
         step / total steps.
         """
         vqvae, network = self.vqvae, self.network

@@ -50,7 +50,7 @@ class PriorConfig:
     prior: PriorName = Field(
         default="pixelcnn",
         description="Network: pixelcnn, two stacks of gated causal convolutions; pixelsnail, gated residual blocks "
-        "with causal attention; transformer, attention alone after a window of neighbours.",
+        "with causal attention; transformer, attention and perceptrons after one window of neighbours.",
     )
     hidden: int = Field(default=128, ge=1, le=2**14, description="Channels of every layer.")
     layers: int = Field(

@@ -171,7 +171,7 @@ def encode_command(data: str, run: Path | None, device: str | None, out: Path, q
     """Turn images (a folder, a .zip or a data set's name) into a file of code maps."""
     check_is_new(out)
     reporter = reporter_for_command(quiet)
-    model = loaded(run, "vqvae", device)
+    model = loaded(run, "vqvae", device, decoder="plain")  # which has no part in it
     images = images_like(model.vqvae.config, data)
     _announce(reporter, model, f"encode {len(images.images):,} images of {data}")
     codes = model.encode(images.images, reporter)

@@ -144,7 +144,8 @@ def sharpen_command(
     """Train the decoder of a finished stage 1 further (by default of the newest run), for sharp pictures.
 
     Codes stay as they are, and priors trained on them, before or after, stay right. Options of the training that are
-    not given are those that stage 1 was trained with, and --steps a quarter of its steps.
+    not given are those that stage 1 was trained with, but for --micro-batches and --precision, and --steps a quarter of
+    its steps.
     """
     done = sharpen(run, resume=resume, log=log, data=data, reporter=reporter_for_command(quiet), **options)
     wrote = RunFolder(done.run).decoder(SHARP)

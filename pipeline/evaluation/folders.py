@@ -70,7 +70,7 @@ def evaluate_folder(
     _check_idle({**options, "image_size": image_size, "data": data, "test_data": test_data}, run)
     found, reporter = processes.find_device(device), reporter or reporter_for_api()
     if run is not None:
-        opened, launch = open_run(run, "vqvae"), Launch({}, processes.start(), reporter, None)
+        opened, launch = open_run(run, "vqvae", "plain"), Launch({}, processes.start(), reporter, None)
         most = None if config.inception else max(MOST_BY_DEFAULT, config.n or 0)
         real, parts = opened.vqvae.data, read_parts(opened, Source(data, test_data), most, launch)
     else:

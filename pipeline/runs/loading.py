@@ -51,14 +51,19 @@ def load_vqvae(run: Run, device: torch.device) -> LoadedVQVAE:
 
 def _load_sharp(folder: RunFolder, config: DecoderRun, network: VQVAE, codes_sha256: str) -> None:
     """Put the sharp decoder into a network. Raises CheckpointError when it was trained on codes of another meaning."""
+    check_decoder_codes(folder, config, codes_sha256)
+    load_strictly(DecoderPart(network), folder.decoder(SHARP) / WEIGHTS)
+
+
+def check_decoder_codes(folder: RunFolder, config: DecoderRun, codes_sha256: str) -> None:
+    """Raise CheckpointError unless the sharp decoder was trained on codes of this meaning."""
     stage = folder.decoder(SHARP)
     if config.codes_sha256 != codes_sha256:
         raise CheckpointError(
             f"the decoder in {stage} was trained on the codes of another vqvae: codes_sha256 "
-            f"{config.codes_sha256[:12]}, this one has {codes_sha256[:12]}; use --decoder plain, or delete {stage} and "
-            f"train a new one with `gen sharpen {folder.path}`"
+            f"{config.codes_sha256[:12]}, this one has {codes_sha256[:12]}; delete {stage} (`--decoder plain` does "
+            f"without), and train a new one with `gen sharpen {folder.path}`"
         )
-    load_strictly(DecoderPart(network), stage / WEIGHTS)
 
 
 def load_priors(run: Run, codes_sha256: str, device: torch.device) -> tuple[LoadedPrior, ...]:

@@ -72,7 +72,7 @@ def _acquire_marker(folder: Path) -> SoftFileLock:
 def _in_use(folder: Path) -> str:
     writer = _writer(folder)
     who = f": {writer.in_words()}" if writer else ""
-    return f"another command is writing into {folder}{who}; wait for it, or choose --out"
+    return f"another command is writing into {folder}{who}; wait for it, or take another folder"
 
 
 def _writer(folder: Path) -> Writer | None:

@@ -26,7 +26,7 @@ State = Literal["running", "finished", "stopped early", "interrupted", "failed"]
 class Status(Writer):
     """status.json. `since` is when the stage began; a training went on from `first_step`."""
 
-    stage: str  # vqvae, codes, prior/LEVEL or samples; prior for a command that came to no level
+    stage: str  # vqvae, vqvae/decoders/sharp, codes, prior/LEVEL or samples; prior for a command that came to no level
     state: State
     first_step: int | None = None
     step: int | None = None  # of trainings, when the metrics were logged last

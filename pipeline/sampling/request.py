@@ -75,4 +75,7 @@ def _check_same(folder: Path, begun: Request, asked: Request) -> None:
     ours, there = asdict(asked), asdict(begun)
     differing = [f"{name} {there[name]}, not {ours[name]}" for name in there if there[name] != ours[name]]
     if differing:
-        raise UsageError(f"{folder} holds samples of {'; '.join(differing)}; choose another --out or --seed")
+        remedy = "choose another --out or --seed"
+        if begun.decoder != asked.decoder:
+            remedy = f"go on with --decoder {begun.decoder}, or {remedy}"
+        raise UsageError(f"{folder} holds samples of {'; '.join(differing)}; {remedy}")

@@ -66,14 +66,17 @@ def _with_defaults(model: Model, training: TrainingConfig, device: torch.device)
 def training_memory(model: Model, training: TrainingConfig, device: torch.device) -> int:
     """Bytes a process for weights, gradients, AdamW's two moments, the average, and a micro-batch's activations.
 
-    In bfloat16 all activations count half, which makes it a little less than is needed.
+    In bfloat16 all activations count half, which makes it a little less than is needed; but for priors with attention,
+    which keep most of theirs in float32.
     """
+    model = _with_distinct_shapes(model)
     with torch.device("meta"):
         task = _task(model)
         weights = weight_bytes(task, training)
         few, more = (saved_bytes(task, _batch(model, images), _attention_weights(model, images)) for images in PROBED)
     micro_batch = training.batch_size // (training.micro_batches or 1)
-    return weights + activations(few, more, micro_batch, device) // (2 if training.precision == "bfloat16" else 1)
+    halved = training.precision == "bfloat16" and not (isinstance(model, PriorConfig) and model.prior != "pixelcnn")
+    return weights + activations(few, more, micro_batch, device) // (2 if halved else 1)
 
 
 def multiply_adds(model: Model) -> int:
@@ -123,6 +126,14 @@ def _batch(model: Model, n: int) -> Tensor | CodeBatch:
     codes = torch.zeros((n, model.height, model.width), dtype=torch.int64)
     labels = torch.zeros(n, dtype=torch.int64) if model.num_classes else None
     return CodeBatch(codes, labels, [codes for _ in model.coarser])
+
+
+def _with_distinct_shapes(model: Model) -> Model:
+    """A model whose attention weights have a shape of their own: with maps a column wider, where it must be."""
+    if isinstance(model, VQVAEConfig) or model.prior == "pixelcnn":
+        return model
+    others = {model.hidden // model.heads, *((model.hidden, 4 * model.hidden) if model.heads == 1 else ())}
+    return replace(model, width=model.width + 1) if model.positions in others else model
 
 
 def _attention_weights(model: Model, n: int) -> tuple[int, int, int]:

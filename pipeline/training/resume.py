@@ -115,8 +115,8 @@ def checkpoint_to_resume(folder: Path, resume: str | None, reporter: Reporter) -
     checkpoint, complaints = newest_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None and is_finished(folder):
         raise UsageError(
-            f"{folder} holds a finished model and no checkpoint to go on from, so it is left as it is; train a new run "
-            "with another --out"
+            f"{folder} holds a finished model and no checkpoint to go on from, so it is left as it is; train "
+            "another one elsewhere"
         )
     if checkpoint is None and complaints:
         nothing_whole = f"no checkpoint in {folder / CHECKPOINTS} is whole; bring one back, or delete them all"

@@ -19,7 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import RECONSTRUCTIONS, SHARP, SPLIT, RunFolder
-from pipeline.runs.loading import LoadedVQVAE, load_vqvae
+from pipeline.runs.loading import LoadedVQVAE, check_decoder_codes, load_vqvae
 from pipeline.runs.lock import locked
 from pipeline.runs.opening import open_run
 from pipeline.runs.saved import DecoderRun, codes_in_words, images_in_words
@@ -69,7 +69,8 @@ def sharpen(
     Encoder, bottlenecks and levels are frozen: codes, and the priors of them, stay what they are, and a prior may be
     trained before, after or meanwhile. `run`: by default the newest with a stage 1. `data`, or `images` with `targets`:
     where the images of stage 1 are now, if not where they were. `options` are the fields of ObjectiveConfig and
-    TrainingConfig; those of the training not given are those of stage 1, with a quarter of its steps. `resume`: "auto",
+    TrainingConfig; those of the training not given are those of stage 1, but for its micro-batches and its precision,
+    which follow the machine, and with a quarter of its steps. `resume`: "auto",
     or a checkpoint's path. `reporter`: by default progress is shown in a terminal or a notebook; Silent() shows none.
     Raises GenError.
     """
@@ -77,7 +78,7 @@ def sharpen(
     asked, checkpoint = given(dict(options)), None if resume is None else str(resume)
     stage = folder_of_checkpoint(checkpoint)
     check_left_out(checkpoint, ["--run"] if stage and run is not None else [])
-    named = stage.parents[2] if stage else run
+    named = run_of(stage) if stage else run
     opened = processes.alike(
         processes.start(), lambda: open_run(named, "vqvae", "plain"), repr, f"the run {named or ''}"
     )
@@ -88,7 +89,9 @@ def sharpen(
         check_settled(folder)
         saved = _saved(launch, folder)
         vqvae = load_vqvae(opened, launch.accelerator.device)
+        _check_patience(launch.options)
         settings = _new_run(vqvae, launch) if saved is None else saved
+        check_decoder_codes(folder, settings, vqvae.codes_sha256)
         check_processes(settings.training, launch.accelerator)
         _check_fits(launch, vqvae, settings)
         now = given({"data": ARRAY if images is not None else data})
@@ -96,6 +99,24 @@ def sharpen(
         check_unchanged(folder, vqvae.config, image_set)
         check_classes(settings.objective, image_set, vqvae.config.data.data)
         return _train(launch, status, folder, settings, vqvae, image_set)
+
+
+def run_of(stage: Path) -> Path:
+    """The run that the decoder in a folder belongs to. Raises UsageError where it is the folder of another stage."""
+    run = stage.parents[min(2, len(stage.parents) - 1)]
+    if stage != RunFolder(run).decoder(SHARP):
+        raise UsageError(
+            f"{stage} holds no sharp decoder: `gen sharpen` goes on with checkpoints in RUN/vqvae/decoders/{SHARP}"
+        )
+    return run
+
+
+def _check_patience(asked: Options) -> None:
+    if asked.get("patience"):
+        raise UsageError(
+            f"--patience {asked['patience']} belongs to trainings whose best weights are kept, and here the latest "
+            "are; leave it out"
+        )
 
 
 def _saved(launch: Launch, folder: RunFolder) -> DecoderRun | None:
@@ -119,8 +140,6 @@ def _new_run(vqvae: LoadedVQVAE, launch: Launch) -> DecoderRun:
     objective, training = build(resolved, ObjectiveConfig, TrainingConfig)
     idle = objective.idle(launch.options, "")
     wrong = [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
-    if training.patience:
-        wrong.append(f"--patience {training.patience} belongs to trainings whose best weights are kept; leave it out")
     if wrong:
         raise UsageError("\n".join(wrong))
     return DecoderRun(
@@ -131,11 +150,12 @@ def _new_run(vqvae: LoadedVQVAE, launch: Launch) -> DecoderRun:
 
 
 def _with_defaults(stage1: TrainingConfig, asked: Options) -> OptionDict:
-    """The options given; else those that stage 1 was trained with, but for its length and its patience."""
+    """The options given; else those that stage 1 was trained with, but for its length, its patience, and what its
+    machine decided."""
     if {"steps", "max_minutes"} <= asked.keys():
         raise UsageError(BOTH_LENGTHS)
     length = {"steps": max(1, (stage1.steps or 0) // _PART_OF_STAGE_1)}
-    other = {"max_minutes": None, "patience": 0}
+    other = {"max_minutes": None, "patience": 0, "micro_batches": None, "precision": "auto"}
     return {**flatten(stage1), **({"steps": None} if "max_minutes" in asked else length), **other, **asked}
 
 
@@ -183,6 +203,7 @@ def _train(
     )
     with locked(stage, launch.accelerator):
         check_free(stage, launch.resume)
+        check_settled(folder)  # once more: reading the images has taken its time
         return train_and_publish(launch, status, trainer, folder, settings, _facts(vqvae, parts), [])
 
 

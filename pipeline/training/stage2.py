@@ -86,7 +86,9 @@ def train_prior(
     where = next((name for name in (run, out, level) if name is not None), None) if stage else None
     check_left_out(checkpoint, given({"--preset": preset, "--config": config, "--run, --out and --level": where}))
     named = stage.parent.parent if stage else run
-    opened = processes.alike(processes.start(), lambda: open_run(named, "vqvae"), repr, f"the run {named or ''}")
+    opened = processes.alike(
+        processes.start(), lambda: open_run(named, "vqvae", "plain"), repr, f"the run {named or ''}"
+    )
     folder = RunFolder(Path(out)) if out and not stage else opened.folder
     launch = Launch(asked, processes.start(log, folder.priors), reporter or reporter_for_api(), checkpoint)
     only = level_of(stage) if stage else level
@@ -149,7 +151,7 @@ def _copy_stage1(source: Run, folder: RunFolder, launch: Launch) -> Run:
             raise UsageError(f"{ours} exists already, and is not that of {source.folder.path}; choose another --out")
 
     processes.on_main(launch.accelerator, copy)
-    return open_run(folder.path, "vqvae")
+    return open_run(folder.path, "vqvae", "plain")
 
 
 def _code_maps(

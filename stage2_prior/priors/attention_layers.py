@@ -1,6 +1,6 @@
 """What the transformer is made of: multi-query attention over all positions so far, and a block around it.
 
-Vaswani et al. 2017, "Attention Is All You Need", with what later work has found better at every size: RMSNorm before
+Vaswani et al. 2017, "Attention Is All You Need", with what later networks of text are made of: RMSNorm before
 each part (Zhang & Sennrich 2019), positions as rotations of queries and keys (Su et al. 2021, "RoFormer", equation 34;
 one half of the channels turns with the row, the other with the column), normalised queries and keys (Dehghani et al.
 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2), and a squared ReLU (So et al. 2021, "Primer").
@@ -20,7 +20,7 @@ from stage2_prior.priors.conditioning import ClassShift
 
 EPS = 1e-6  # of RMSNorm
 WIDENING = 4  # channels within a block's MLP over those outside
-_LONGEST_WAVE = 100.0  # the slowest rotation is a radian in this many rows or columns
+_LONGEST_WAVE = 100.0  # of a query of many channels the slowest rotation is a radian in this many rows or columns
 
 
 class Rotations(NamedTuple):
@@ -61,7 +61,9 @@ class RotaryAttention(nn.Module):
     def forward(self, features: Float[Tensor, "n positions c"], turned: Rotations) -> Float[Tensor, "n positions c"]:
         queries = rearrange(self.q_proj(features), "n p (heads dim) -> n heads p dim", heads=self.heads)
         keys, values = rearrange(self.kv_proj(features), "n p c -> n 1 p c").chunk(2, dim=3)
-        queries, keys = turned.turn(self.q_norm(queries)), turned.turn(self.k_norm(keys))
+        # In float32, as their weights are: of bfloat16 torch would warn, and take its slow path.
+        queries, keys = (norm(x.to(norm.weight)) for norm, x in ((self.q_norm, queries), (self.k_norm, keys)))
+        queries, keys = turned.turn(queries), turned.turn(keys)
         attended = causal_attention(queries, keys.to(values.dtype), values)
         result: Tensor = self.out_proj(rearrange(attended, "n heads p dim -> n p (heads dim)"))
         return result

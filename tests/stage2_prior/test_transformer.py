@@ -70,6 +70,19 @@ def test_the_first_position_knows_no_code_and_the_first_column_the_code_before_i
     torch.testing.assert_close(seen[0][:, 1:] - window[:, 1:], before, rtol=0, atol=1e-12)
 
 
+def test_in_bfloat16_gradients_are_those_of_float32_up_to_rounding() -> None:
+    """Warnings are errors here: that of a norm whose input is not of the type of its weight too."""
+    codes = random_codes(4, 4, 5)
+    gradients: list[torch.Tensor] = []
+    for enabled in (False, True):
+        prior = small_prior(Transformer).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = prior(codes, None)
+        torch.autograd.backward(torch.nn.functional.cross_entropy(logits.float(), codes))
+        gradients.append(torch.cat([p.grad.flatten() for p in prior.parameters() if p.grad is not None]))
+    assert float(torch.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.99
+
+
 def test_heads_that_cannot_be_turned_are_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"multiple of 4 channels; --hidden 36 over 2 heads is 18: choose another"):
         PriorConfig(prior="transformer", hidden=36)

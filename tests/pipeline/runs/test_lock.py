@@ -53,7 +53,7 @@ def test_another_command_is_refused_and_named(tmp_path: Path, accelerator: Accel
     typed = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
     assert re.fullmatch(
         rf"another command is writing into {tmp_path}: `{re.escape(typed)}`, process {os.getpid()} on host "
-        rf"{socket.gethostname()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait for it, or choose --out",
+        rf"{socket.gethostname()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait for it, or take another folder",
         str(caught.value),
     )
     assert writer["process_id"] == os.getpid() and writer["since"].endswith("Z")
@@ -123,7 +123,7 @@ def test_without_locks_that_of_another_host_stands_until_it_is_deleted(
     who, which = ("host node17", ": `gen sample`, process 4242 on host node17, since 2026-01-02 03:04:05 UTC")
     who, which = (who, which) if is_named else ("the command", "")
     assert str(caught.value) == (
-        f"another command is writing into {tmp_path}{which}; wait for it, or choose --out; "
+        f"another command is writing into {tmp_path}{which}; wait for it, or take another folder; "
         f"if {who} is known to be dead, delete {marker}"
     )
     assert marker.read_text() == "4242\nnode17\n", "as it was"

@@ -59,6 +59,17 @@ def test_the_estimate_is_that_of_the_network_itself(model: VQVAEConfig | PriorCo
         assert said == pytest.approx(besides + heap * kept.total, rel=0.02)
 
 
+def test_a_map_of_as_many_positions_as_a_head_has_channels_is_counted_whole() -> None:
+    training = TrainingConfig(batch_size=64, precision="float32")
+    bytes_of = {
+        width: memory.training_memory(
+            PriorConfig(prior="transformer", hidden=128, height=4, width=width), training, torch.device("cpu")
+        )
+        for width in (4, 5, 6)
+    }
+    assert bytes_of[4] == bytes_of[5] < bytes_of[6], "4x4 positions are 16, as the channels of a head"
+
+
 def test_multiply_adds_of_the_strided_network_are_those_counted_by_hand() -> None:
     tiny = VQVAEConfig(
         channels=1,

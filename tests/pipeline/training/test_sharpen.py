@@ -11,15 +11,27 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import CheckpointError, DataError, UsageError, generate, generate_files, load, sharpen, train_vqvae
+from pipeline import (
+    CheckpointError,
+    DataError,
+    UsageError,
+    generate,
+    generate_files,
+    load,
+    sharpen,
+    train_prior,
+    train_vqvae,
+)
 from pipeline.cli.main import main
 from pipeline.config.sampling import DecoderName
 from pipeline.data.splits import load_split
+from pipeline.processes import resolve_precision
 from pipeline.runs.layout import SPLIT, RunFolder
 from pipeline.storage import load_tensors
 from pipeline.training.batches import ImageBatches
 from pipeline.training.loop.trainer import Trainer
-from tests.tiny import TINY_VQVAE, shapes, tiny_vqvae
+from pipeline.training.sharpen import run_of
+from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 
 
 @pytest.fixture
@@ -169,9 +181,49 @@ def test_the_length_is_a_quarter_of_that_of_stage_1_unless_given(run: Path) -> N
     assert config["training"]["batch_size"] == TINY_VQVAE["batch_size"], "as stage 1"
 
 
+def test_a_decoder_begun_on_other_codes_is_not_gone_on_with(run: Path, tmp_path: Path) -> None:
+    images, targets = shapes()
+    sharpened(run)
+    other = train_vqvae(out=tmp_path / "other", images=images, targets=targets, **{**TINY_VQVAE, "seed": 1}).run
+    shutil.copytree(RunFolder(run).decoders, RunFolder(other).decoders)
+    with pytest.raises(CheckpointError, match="was trained on the codes of another vqvae"):
+        sharpen(other, images=images, targets=targets, resume="auto", steps=9)
+
+
+def test_a_damaged_decoder_stops_nothing_that_does_not_decode(run: Path) -> None:
+    (RunFolder(sharpened(run)).decoder("sharp") / "model.safetensors").write_bytes(b"")
+    images, targets = shapes()
+    train_prior(run, out=run.parent / "again", images=images, targets=targets, force=True, **TINY_PRIOR)
+    assert (run.parent / "again" / "prior" / "0" / "model.safetensors").is_file()
+
+
+def test_what_the_machine_of_stage_1_decided_is_decided_anew(run: Path) -> None:
+    images, targets = shapes()
+    sharpen(run, images=images, targets=targets, steps=1)
+    saved = json.loads((run / "vqvae" / "config.json").read_text())["training"]
+    config = json.loads((RunFolder(run).decoder("sharp") / "config.json").read_text())["training"]
+    assert saved["precision"] == "float32" and config["precision"] == resolve_precision("auto", torch.device("cpu"))
+    assert config["micro_batches"] == 1
+
+
+def test_a_checkpoint_of_another_stage_is_refused_by_name(run: Path) -> None:
+    [named] = (run / "vqvae" / "checkpoints").glob("step-*12")
+    with pytest.raises(
+        UsageError, match=r"vqvae holds no sharp decoder: `gen sharpen` goes on with checkpoints in RUN"
+    ):
+        sharpen(resume=named)
+    with pytest.raises(UsageError, match=r"/vqvae holds no sharp decoder"):
+        run_of(Path("/vqvae"))
+
+
 def test_options_without_effect_are_refused(run: Path) -> None:
-    with pytest.raises(UsageError, match=r"(?s)--feature-matching belongs to .*--patience 2"):
-        sharpened(run, adversarial_weight=0.0, feature_matching=1.0, patience=2)
+    with pytest.raises(UsageError, match=r"--feature-matching belongs to an --adversarial-weight above 0"):
+        sharpened(run, adversarial_weight=0.0, feature_matching=1.0)
+    for resume in (None, "auto"):
+        with pytest.raises(UsageError, match=r"--patience 2 belongs to trainings whose best weights are kept"):
+            sharpened(run, steps=4, patience=2, resume=resume)
+        shutil.rmtree(RunFolder(run).decoders, ignore_errors=True)
+        sharpened(run, steps=2)
 
 
 def test_features_of_classes_are_learned_before_and_refused_without_classes(run: Path, tmp_path: Path) -> None:
@@ -241,5 +293,5 @@ def test_samples_say_which_decoder_made_them(run: Path) -> None:
         request = json.loads((folder / "request.json").read_text())
         assert request["decoder"] == (decoder or "sharp")
         assert request["decoder_sha256"] == load(run, decoder=decoder).vqvae.decoder_sha256
-    with pytest.raises(UsageError, match="holds samples of decoder sharp, not plain"):
+    with pytest.raises(UsageError, match=r"(?s)holds samples of decoder sharp, not plain.*go on with --decoder sharp"):
         generate_files(run, n=2, out="samples-None", decoder="plain")
