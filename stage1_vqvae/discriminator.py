@@ -34,8 +34,9 @@ class DiscriminatorOutput(NamedTuple):
 class Discriminator(nn.Module):
     """Images (n, channels, h, w) -> a score for each of their patches, high for real ones.
 
-    There are 8 rows of scores for 32 to 128 pixels: with each doubling there is another strided convolution, so that
-    patches grow with the image, from 18 pixels of 32.
+    Patches are of 18 pixels. With the residual network, whose learning rates are smaller, they grow with the image:
+    there are 8 rows of scores for 32 to 128 pixels, with another strided convolution for each doubling. With the
+    strided network larger patches did harm (docs/measurements.md).
     """
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -74,5 +75,8 @@ class Discriminator(nn.Module):
 
 
 def _strided(config: VQVAEConfig) -> int:
-    """How many strided convolutions: as many as leave `_SCORES` rows or columns of the shorter side, within bounds."""
+    """How many strided convolutions: with the residual network as many as leave `_SCORES` rows or columns of the
+    shorter side, within bounds."""
+    if config.network == "strided":
+        return _FEWEST
     return min(_MOST, max(_FEWEST, (min(config.height, config.width) // _SCORES).bit_length() - 1))
