@@ -67,7 +67,8 @@ def work(folder: Path) -> None:
     for name, choice in STAGE_1_KINDS.items():
         options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
         train_vqvae(out=folder / name, images=images, targets=targets, **options)
-    sharpen(folder / SHARPENED, images=images, targets=targets, steps=6, features="kmeans", average_decay=0.9)
+    further: dict[str, Any] = {"steps": 6, "features": "kmeans", "micro_batches": 4, "precision": "float32"}
+    sharpen(folder / SHARPENED, images=images, targets=targets, average_decay=0.9, **further)
     small, labels = shapes(24, (16, 8))  # of another size
     begun: dict[str, Any] = {"steps": 6, "batch_size": 8, "precision": "float32", "micro_batches": 4}
     train_vqvae(out=folder / INITIAL, images=small, targets=labels, init=folder / GIVEN, **begun)
