@@ -36,10 +36,10 @@ from pipeline.data.splits import pixel_variance, split
 from pipeline.processes import keep_freed_memory
 from pipeline.reporting import Silent
 from pipeline.training.batches import ImageBatches
-from pipeline.training.budget import expected_memory
+from pipeline.training.cost.budget import expected_memory
+from pipeline.training.cost.memory import multiply_adds, training_memory
 from pipeline.training.launch import fit_to_processes, seeded_weights
 from pipeline.training.loop.trainer import Trainer
-from pipeline.training.memory import multiply_adds, training_memory
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 
 MIB = 2**20

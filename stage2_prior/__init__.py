@@ -3,9 +3,9 @@
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors import make_prior
 from stage2_prior.priors.base import Prior, PriorError, Stepper, code_nats
-from stage2_prior.priors.pixelcnn import PixelCNN
-from stage2_prior.priors.pixelsnail import PixelSNAIL
-from stage2_prior.priors.transformer import Transformer
+from stage2_prior.priors.pixelcnn.network import PixelCNN
+from stage2_prior.priors.pixelsnail.network import PixelSNAIL
+from stage2_prior.priors.transformer.network import Transformer
 from stage2_prior.sampling.completion import (
     ClassProposal,
     choose_candidate,

@@ -25,11 +25,11 @@ from pipeline.runs.saved import DecoderRun, PriorRun, StageRun, VQVAERun, as_jso
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
-from pipeline.training.budget import Timed, expected_memory, steps_within
+from pipeline.training.cost.budget import Timed, expected_memory, steps_within
+from pipeline.training.cost.memory import Model, check_training_fits, multiply_adds
 from pipeline.training.loop.checkpoint import disk_needed, publish, remove_left_behind
 from pipeline.training.loop.task import Batch, ReportedT
 from pipeline.training.loop.trainer import Ended, Trainer
-from pipeline.training.memory import Model, check_training_fits, multiply_adds
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
 
 

@@ -28,6 +28,7 @@ from pipeline.storage import check_paths
 from pipeline.training import previews
 from pipeline.training.batches import ImageBatches
 from pipeline.training.features import check_classes, fill_features
+from pipeline.training.images import check_unchanged, load_image_set
 from pipeline.training.launch import (
     Launch,
     Trained,
@@ -47,7 +48,7 @@ from pipeline.training.resume import (
     folder_of_checkpoint,
     saved_run,
 )
-from pipeline.training.stage1 import check_settled, check_unchanged, load_image_set
+from pipeline.training.stage1 import check_settled, patience_without_effect
 from stage1_vqvae import DecoderTask, ObjectiveConfig, VQVAEConfig
 
 _PART_OF_STAGE_1 = 4  # a decoder is trained for this part of the steps of stage 1, unless told otherwise
@@ -89,7 +90,6 @@ def sharpen(
         check_settled(folder)
         saved = _saved(launch, folder)
         vqvae = load_vqvae(opened, launch.accelerator.device)
-        _check_patience(launch.options)
         settings = _new_run(vqvae, launch) if saved is None else saved
         check_decoder_codes(folder, settings, vqvae.codes_sha256)
         check_processes(settings.training, launch.accelerator)
@@ -111,19 +111,11 @@ def run_of(stage: Path) -> Path:
     return run
 
 
-def _check_patience(asked: Options) -> None:
-    if asked.get("patience"):
-        raise UsageError(
-            f"--patience {asked['patience']} belongs to trainings whose best weights are kept, and here the latest "
-            "are; leave it out"
-        )
-
-
 def _saved(launch: Launch, folder: RunFolder) -> DecoderRun | None:
     """The training to go on with, the same on every process; None to begin a new one."""
     stage = folder.decoder(SHARP)
     try:
-        return processes.alike(
+        saved = processes.alike(
             launch.accelerator,
             lambda: saved_run(stage, DecoderRun, launch.resume, launch.options),
             repr,
@@ -132,6 +124,9 @@ def _saved(launch: Launch, folder: RunFolder) -> DecoderRun | None:
     except DoneAlreadyError:
         processes.on_main(launch.accelerator, lambda: write_card(folder))  # a killed command has left it out
         raise
+    if saved is not None and (idle := patience_without_effect(launch.options, keeps_latest=True)):
+        raise UsageError(*idle)
+    return saved
 
 
 def _new_run(vqvae: LoadedVQVAE, launch: Launch) -> DecoderRun:
@@ -140,6 +135,7 @@ def _new_run(vqvae: LoadedVQVAE, launch: Launch) -> DecoderRun:
     objective, training = build(resolved, ObjectiveConfig, TrainingConfig)
     idle = objective.idle(launch.options, "")
     wrong = [f"--{name.replace('_', '-')} belongs to {owner}; leave it out" for name, owner in idle.items()]
+    wrong += patience_without_effect(launch.options, keeps_latest=True)
     if wrong:
         raise UsageError("\n".join(wrong))
     return DecoderRun(

@@ -14,11 +14,11 @@ from pipeline.config.data import ARRAY, EMBEDDED, NAMED, DataConfig
 from pipeline.config.options import OptionDict, Options, build, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.config.training import TrainingConfig
-from pipeline.data.image_set import ImageSet, from_array, load_images, test_files_fingerprint
+from pipeline.data.image_set import ImageSet, test_files_fingerprint
 from pipeline.data.pictures import write_picture
-from pipeline.data.record import load_hashes, save_hashes, what_changed, write_skipped
-from pipeline.data.splits import Split, load_split, pixel_variance, save_split, split
-from pipeline.errors import DataError, UsageError
+from pipeline.data.record import save_hashes, write_skipped
+from pipeline.data.splits import Split, pixel_variance, save_split, split
+from pipeline.errors import UsageError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
@@ -39,6 +39,7 @@ from pipeline.storage import check_paths, is_path
 from pipeline.training import previews
 from pipeline.training.batches import ImageBatches
 from pipeline.training.features import check_classes, fill_features
+from pipeline.training.images import check_unchanged, load_image_set
 from pipeline.training.initial import as_saved, begin_from, check_same_network, load_initial
 from pipeline.training.launch import (
     Launch,
@@ -168,7 +169,8 @@ def _resumed(launch: Launch, run: RunFolder, saved: VQVAERun) -> VQVAERun:
         raise UsageError(
             f"the prior in {run.priors} belongs to these weights; copy {run.vqvae} into a new run folder to go on there"
         )
-    _check_patience(launch.options, saved.model)
+    if idle := patience_without_effect(launch.options, keeps_latest=saved.model.keeps_latest):
+        raise UsageError(*idle)
     moved = {name: launch.options[name] for name in ("data", "memory_gib") if name in launch.options}
     (data,) = build({**flatten(saved.data), **moved}, DataConfig)
     return replace(saved, data=replace(data, data=_absolute(data.data)))
@@ -218,17 +220,19 @@ def new_options(
 
 def _check_have_effect(asked: Options, model: VQVAEConfig, others: Sequence[str] = ()) -> None:
     """Raise UsageError for options that mean nothing to this model, and for `others` of which this is known."""
-    if idle := [*others, *model.without_effect(asked)]:
+    patience = patience_without_effect(asked, keeps_latest=model.keeps_latest)
+    if idle := [*others, *model.without_effect(asked), *patience]:
         raise UsageError("\n".join(idle))
-    _check_patience(asked, model)
 
 
-def _check_patience(asked: Options, model: VQVAEConfig) -> None:
-    if asked.get("patience") and model.keeps_latest:
-        raise UsageError(
-            f"--patience {asked['patience']} belongs to trainings whose best weights are kept, and here the latest "
-            "are; leave it out"
-        )
+def patience_without_effect(asked: Options, *, keeps_latest: bool) -> list[str]:
+    """A message where patience is asked for and no best weights are looked for."""
+    if not (asked.get("patience") and keeps_latest):
+        return []
+    return [
+        f"--patience {asked['patience']} belongs to trainings whose best weights are kept, and here the latest are; "
+        "leave it out"
+    ]
 
 
 def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVAERun:
@@ -304,66 +308,6 @@ def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[
         *([] if settings.init is None else [("begun from", str(settings.init))]),
         cost(model),
     ]
-
-
-def load_image_set(
-    config: DataConfig,
-    images: np.ndarray | Tensor | None,
-    targets: np.ndarray | Tensor | None,
-    launch: Launch,
-) -> ImageSet:
-    """The images of a configuration, or those given as an array; one process of a machine decodes for all."""
-    if config.data == ARRAY:
-        if images is None:
-            raise DataError("this run was trained on an array: pass it again, as images=... and targets=...")
-        given_images = images
-        return processes.alike(
-            launch.accelerator,
-            lambda: from_array(given_images, targets, (), config),
-            lambda read: read.fingerprint,
-            "the images given",
-        )
-    say = launch.reporter.say
-    say(f"reading {config.data}")
-    if config.data in (EMBEDDED, *NAMED) and Path(config.data).is_dir():
-        say(f"that is the data set of this name, not the folder here, which is ./{config.data}")
-    accelerator, shared = launch.accelerator, launch.accelerator.num_processes > 1
-
-    def read() -> ImageSet:
-        return load_images(config, shared=shared, reporter=launch.reporter)
-
-    # The first process of each machine decodes for its others.
-    decoded = processes.alike(
-        accelerator, lambda: read() if accelerator.is_local_main_process else None, lambda _: "", config.data
-    )
-    image_set = processes.alike(accelerator, lambda: decoded or read(), lambda found: found.fingerprint, config.data)
-    if image_set.skipped:
-        say(f"skipped {len(image_set.skipped):,} images, such as {image_set.skipped[0]} (all: {BAD_IMAGES} in the run)")
-    if image_set.passed_over:
-        say(f"passed over, as no images that are read: {image_set.passed_over}")
-    if config.labels and image_set.names and not image_set.class_names:
-        folders = len({str(Path(name).parent) for name in image_set.names})
-        if folders > 1:
-            say(f"no classes: images lie in {folders} folders, some of them beside folders of others")
-    return image_set
-
-
-def check_unchanged(run: RunFolder, saved: VQVAERun, image_set: ImageSet) -> None:
-    """Raise DataError unless the images are those that a run was trained on."""
-    if saved.fingerprint == image_set.fingerprint:
-        return
-    then, now = images_in_words(saved.model), " x ".join(map(str, image_set.shape))
-    n = sum(map(len, load_split(run.vqvae / SPLIT)))
-    hashes = load_hashes(run.vqvae / IMAGE_HASHES)
-    details = f"there are {len(image_set.images):,} of {now}, and were {n:,} of {then}"
-    if hashes is not None and then == now:
-        changed = what_changed(hashes, image_set)
-        same = "" if n != len(image_set.images) else "the pixels are the same, their order or their classes are not"
-        details += f"; {changed or same}".rstrip("; ")
-    raise DataError(
-        f"the images are not those that {run.path} was trained on: {details}. Bring the old images back, or start a "
-        "new run with --out"
-    )
 
 
 def default_folder(asked: Options) -> Path:

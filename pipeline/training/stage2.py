@@ -44,11 +44,12 @@ from pipeline.storage import atomic_folder, check_paths, sha256, tensors_sha256
 from pipeline.training import previews
 from pipeline.training.batches import CodeBatches
 from pipeline.training.extract import Encoder, extract, views_of
+from pipeline.training.images import check_unchanged, load_image_set
 from pipeline.training.launch import Launch, Trained, check_fits, cost, seeded_weights, train_and_publish
 from pipeline.training.levels import LevelPlan, level_of, plan_levels, save_settings
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.resume import NothingLeftError, check_free, check_left_out, folder_of_checkpoint
-from pipeline.training.stage1 import check_settled, check_unchanged, load_image_set
+from pipeline.training.stage1 import check_settled
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 
 

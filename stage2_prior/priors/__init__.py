@@ -5,9 +5,9 @@ from types import MappingProxyType
 
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors.base import Prior
-from stage2_prior.priors.pixelcnn import PixelCNN
-from stage2_prior.priors.pixelsnail import PixelSNAIL
-from stage2_prior.priors.transformer import Transformer
+from stage2_prior.priors.pixelcnn.network import PixelCNN
+from stage2_prior.priors.pixelsnail.network import PixelSNAIL
+from stage2_prior.priors.transformer.network import Transformer
 
 PRIORS: Mapping[str, type[Prior]] = MappingProxyType(
     {"pixelcnn": PixelCNN, "pixelsnail": PixelSNAIL, "transformer": Transformer}

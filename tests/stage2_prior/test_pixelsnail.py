@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from stage2_prior import PixelSNAIL, PriorConfig
-from stage2_prior.priors.snail_layers import CausalAttention, CornerConv, Trunk
+from stage2_prior.priors.pixelsnail.layers import CausalAttention, CornerConv, Trunk
 from tests.stage2_prior.priors import small_prior
 
 CONFIG = PriorConfig(

@@ -167,9 +167,10 @@ MAPS: dict[tuple[PriorName, int], list[list[list[int]]]] = {
     ("pixelcnn", 1): [[[1, 3, 4], [3, 4, 2]], [[1, 1, 3], [1, 1, 3]], [[0, 2, 3], [3, 1, 2]]],
     ("pixelsnail", 0): [[[3, 2, 2], [0, 1, 0]], [[3, 3, 0], [0, 2, 0]], [[4, 1, 0], [0, 1, 2]]],
     ("pixelsnail", 1): [[[0, 2, 4], [2, 4, 2]], [[0, 0, 3], [0, 0, 3]], [[0, 0, 0], [3, 1, 2]]],
-    ("transformer", 0): [[[3, 2, 2], [3, 1, 0]], [[3, 3, 3], [1, 2, 0]], [[4, 1, 0], [0, 1, 2]]],
-    ("transformer", 1): [[[0, 3, 4], [3, 0, 2]], [[1, 1, 3], [2, 2, 2]], [[0, 2, 0], [3, 1, 2]]],
+    ("transformer", 0): [[[0, 0, 2], [0, 2, 3]], [[0, 1, 3], [2, 4, 3]], [[3, 3, 4], [2, 2, 1]]],
+    ("transformer", 1): [[[1, 0, 2], [2, 2, 3]], [[3, 0, 2], [1, 3, 2]], [[3, 3, 2], [2, 3, 2]]],
 }
+SEEDS: dict[PriorName, int] = {"pixelcnn": 7, "pixelsnail": 7, "transformer": 8}  # with which no rounding decides
 
 
 @pytest.mark.parametrize(("name", "level"), MAPS)
@@ -186,10 +187,11 @@ def test_what_fixed_weights_draw_is_written_down(name: PriorName, level: int) ->
     coarser = [torch.arange(18).reshape(3, 2, 3) % 5] * level
     stepper = prior.stepper(3)
     stepper.begin(labels, coarser)
-    codes = draw(stepper, Noise(7, indices, level), SamplingOptions()).codes
-    noise = gumbel(image_words(7, indices, level), torch.arange(6), 5).reshape(2, 3, 3, 5).permute(2, 3, 0, 1)
+    codes = draw(stepper, Noise(SEEDS[name], indices, level), SamplingOptions()).codes
+    words = image_words(SEEDS[name], indices, level)
+    noise = gumbel(words, torch.arange(6), 5).reshape(2, 3, 3, 5).permute(2, 3, 0, 1)
     first, second = (prior(codes, labels, coarser) + noise).topk(2, dim=1).values.unbind(1)
-    assert float((first - second).min()) > 0.01, "no rounding decides"
+    assert float((first - second).min()) > 0.02, "no rounding decides"
     assert codes.tolist() == MAPS[name, level]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stage2_prior import PriorConfig, Transformer
-from stage2_prior.priors.attention_layers import RotaryAttention, TransformerBlock, rotations
+from stage2_prior.priors.transformer.layers import RotaryAttention, TransformerBlock, rotations
 from tests.stage2_prior.priors import random_codes, small_prior
 
 

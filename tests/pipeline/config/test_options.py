@@ -15,8 +15,8 @@ from pipeline.config.data import DataConfig
 from pipeline.config.options import build, flatten, option_fields
 from pipeline.config.presets import PRESETS, PresetName
 from pipeline.config.training import TrainingConfig
+from pipeline.training.cost.memory import training_memory
 from pipeline.training.launch import resolve_options
-from pipeline.training.memory import training_memory
 from pipeline.training.stage1 import new_options
 from stage1_vqvae import VQVAEConfig
 from stage2_prior import PriorConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training import budget
+from pipeline.training.cost import budget
 from pipeline.training.loop.log import SKIPPED, Log
 from tests.pipeline.training.test_step import of_images
 

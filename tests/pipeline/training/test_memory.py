@@ -18,7 +18,7 @@ from pipeline.runs.loading import check_image_fits
 from pipeline.runs.opening import open_run
 from pipeline.sampling.model import load
 from pipeline.storage import write_manifest
-from pipeline.training import memory
+from pipeline.training.cost import memory
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 

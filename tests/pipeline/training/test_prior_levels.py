@@ -10,7 +10,7 @@ import torch
 from pipeline import CheckpointError, UsageError, generate, load, train_prior, train_vqvae
 from pipeline.runs.saved import PriorRun, read_config
 from pipeline.runs.validation import read_validation
-from pipeline.training.budget import Timed
+from pipeline.training.cost.budget import Timed
 from pipeline.training.launch import resume_command
 from pipeline.training.loop.trainer import Trainer
 from tests.pipeline.training.test_training import PowerCutError, assert_same_files, interrupting

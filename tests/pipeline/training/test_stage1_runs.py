@@ -18,9 +18,9 @@ from pipeline.data.splits import load_split
 from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics
-from pipeline.training.budget import Timed
+from pipeline.training.cost.budget import Timed
+from pipeline.training.cost.memory import multiply_adds
 from pipeline.training.loop.trainer import Trainer
-from pipeline.training.memory import multiply_adds
 from stage1_vqvae import VQVAE, VQVAEConfig
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 

@@ -20,8 +20,8 @@ from pipeline.errors import InterruptedRunError
 from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics, read_validation
 from pipeline.storage import load_tensors
-from pipeline.training import stage1 as stage1_module
-from pipeline.training.budget import Timed, steps_within
+from pipeline.training.cost.budget import Timed, steps_within
+from pipeline.training.images import load_image_set
 from pipeline.training.loop.checkpoint import list_checkpoints
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.stage2 import unigram_entropy
@@ -196,7 +196,7 @@ def test_patience_is_refused_where_the_latest_weights_are_kept(tmp_path: Path) -
 
 
 def test_what_was_trained_meanwhile_is_not_trained_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_given = stage1_module.load_image_set
+    load_given = load_image_set
 
     def slowly(*arguments: Any) -> Any:
         monkeypatch.setattr("pipeline.training.stage1.load_image_set", load_given)

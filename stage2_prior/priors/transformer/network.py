@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage2_prior.config import PriorConfig
-from stage2_prior.priors.attention_layers import EPS, TransformerBlock, rotations
 from stage2_prior.priors.base import Prior, head
 from stage2_prior.priors.conditioning import Condition
-from stage2_prior.priors.snail_layers import FirstConv
-from stage2_prior.priors.transformer_stepper import TransformerStepper
+from stage2_prior.priors.pixelsnail.layers import FirstConv
+from stage2_prior.priors.transformer.layers import EPS, TransformerBlock, rotations
+from stage2_prior.priors.transformer.stepper import TransformerStepper
 
 
 class Transformer(Prior):

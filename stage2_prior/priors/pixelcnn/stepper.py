@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage2_prior.priors.base import Prior
-from stage2_prior.priors.gated_layers import GatedLayer
+from stage2_prior.priors.pixelcnn.layers import GatedLayer
 from stage2_prior.priors.stepping import Buffers, Head, double, doubling
 
 

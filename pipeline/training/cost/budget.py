@@ -8,9 +8,9 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.randomness import batch_indices
+from pipeline.training.cost.memory import PROBED, activations, saved_bytes, weight_bytes
 from pipeline.training.loop.task import Batch, ReportedT
 from pipeline.training.loop.trainer import Trainer, own_random_numbers
-from pipeline.training.memory import PROBED, activations, saved_bytes, weight_bytes
 
 WARM_UP = 4
 TIMED = 16

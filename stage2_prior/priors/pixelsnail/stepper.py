@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stage2_prior.priors.base import Prior
-from stage2_prior.priors.snail_layers import CausalAttention, GatedBlock, Trunk, blocks
+from stage2_prior.priors.pixelsnail.layers import CausalAttention, GatedBlock, Trunk, blocks
 from stage2_prior.priors.stepping import Buffers, ConvStepper, Head, double
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors.base import Prior, head
 from stage2_prior.priors.conditioning import Condition
-from stage2_prior.priors.pixelsnail_stepper import PixelSNAILStepper
-from stage2_prior.priors.snail_layers import Trunk
+from stage2_prior.priors.pixelsnail.layers import Trunk
+from stage2_prior.priors.pixelsnail.stepper import PixelSNAILStepper
 
 
 class PixelSNAIL(Prior):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors.causal_attention import causal_attention
 from stage2_prior.priors.conditioning import ClassShift, Condition
-from stage2_prior.priors.gated_layers import HorizontalConv, VerticalConv
+from stage2_prior.priors.pixelcnn.layers import HorizontalConv, VerticalConv
 
 
 class FirstConv(nn.Module):

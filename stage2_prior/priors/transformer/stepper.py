@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage2_prior.priors.attention_layers import EPS, WIDENING, Rotations, TransformerBlock, rotations
 from stage2_prior.priors.base import Prior
-from stage2_prior.priors.snail_layers import FirstConv
+from stage2_prior.priors.pixelsnail.layers import FirstConv
 from stage2_prior.priors.stepping import Buffers, ConvStepper, Head
+from stage2_prior.priors.transformer.layers import EPS, WIDENING, Rotations, TransformerBlock, rotations
 
 
 class TransformerStepper(Buffers):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors.base import Prior, head
 from stage2_prior.priors.conditioning import Condition
-from stage2_prior.priors.gated_layers import GatedLayer, Stacks
-from stage2_prior.priors.pixelcnn_stepper import PixelCNNStepper
+from stage2_prior.priors.pixelcnn.layers import GatedLayer, Stacks
+from stage2_prior.priors.pixelcnn.stepper import PixelCNNStepper
 
 
 class PixelCNN(Prior):

@@ -1,0 +1,1 @@
+"""What a training costs: minutes as steps, memory, multiply-adds."""

@@ -1,0 +1,1 @@
+"""The gated PixelCNN: its layers, the network, and the network a position at a time."""
