@@ -35,8 +35,10 @@ def _from_4(content: JsonObject) -> JsonObject:
     if content.get("kind") != "vqvae" or not isinstance(model, dict) or not isinstance(data, dict):
         return content
     others = {name: value for name, value in model.items() if name != "adversarial"}
-    objective = "sharp" if model.get("adversarial") is True else "nmse"
-    return content | {"model": {"objective": objective, **others}, "data": {**data, "draft": False}}
+    added = (
+        {"objective": "sharp", "discriminator_rate": 1.0} if model.get("adversarial") is True else {"objective": "nmse"}
+    )
+    return content | {"model": {**added, **others}, "data": {**data, "draft": False}}
 
 
 _MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4})

@@ -105,6 +105,11 @@ class DecoderTask(nn.Module):
         return [] if discriminator is None else list(discriminator.parameters())
 
     @property
+    def discriminator_rate(self) -> float:
+        """The learning rate of the discriminator, over that of all else."""
+        return self.sharp.objective.discriminator_rate
+
+    @property
     def selection_metric(self) -> None:
         """The latest weights are kept: of a sharp training the least squared error is not the best model."""
 

@@ -17,7 +17,7 @@ class ObjectiveConfig:
     """The losses of a sharp training; they are added to the squared error over the data's variance."""
 
     adversarial_weight: float = Field(
-        default=0.02,
+        default=0.05,
         ge=0,
         description="Weight of the adversarial loss of a patch discriminator (PatchGAN), against the blur of squared "
         "error; 0: no discriminator.",
@@ -28,6 +28,12 @@ class ObjectiveConfig:
         lt=1,
         description="Fraction of the training at which the adversarial loss starts; it has its full weight a tenth "
         "later. The discriminator is trained from the beginning.",
+    )
+    discriminator_rate: float = Field(
+        default=0.25,
+        gt=0,
+        le=100,
+        description="The discriminator's learning rate, over that of all else: slower, it neither wins nor swings.",
     )
     feature_matching: float = Field(
         default=0.0, ge=0, description="Weight of the distance between features of the discriminator."
@@ -49,6 +55,6 @@ class ObjectiveConfig:
         if not owner and self.features == "none" and "feature_weight" in given:
             found["feature_weight"] = "--features other than none"
         if not owner and not self.adversarial_weight:
-            names = {"adversarial_start", "feature_matching"} & set(given)
+            names = {"adversarial_start", "discriminator_rate", "feature_matching"} & set(given)
             found |= dict.fromkeys(names, "an --adversarial-weight above 0")
         return found

@@ -109,6 +109,11 @@ class VQVAETask(nn.Module):
         return [] if discriminator is None else list(discriminator.parameters())
 
     @property
+    def discriminator_rate(self) -> float:
+        """The learning rate of the discriminator, over that of all else."""
+        return self.network.config.discriminator_rate
+
+    @property
     def selection_metric(self) -> str | None:
         """The value of a Summary whose lowest selects the weights to keep; None to keep the latest."""
         return None if self.network.config.keeps_latest else "nmse"

@@ -73,6 +73,11 @@ class PriorTask(nn.Module):
         """None: there is no discriminator."""
         return []
 
+    @property
+    def discriminator_rate(self) -> float:
+        """1: all parameters have one learning rate."""
+        return 1.0
+
     def initialise(self, batches: Sequence[CodeBatch], generator: torch.Generator) -> None:
         """Nothing: a prior needs no data to start from."""
 

@@ -34,6 +34,7 @@ class ObjectiveArguments(TypedDict, total=False):
 
     adversarial_weight: float
     adversarial_start: float
+    discriminator_rate: float
     feature_matching: float
     features: Features
     feature_weight: float

@@ -11,10 +11,11 @@ LONG = 20  # this part of the training in a row is said
 
 _IN_WORDS = {
     "won": "it has won, and its loss no longer guides the decoder. If reconstructions get worse, begin anew with a "
-    "smaller --adversarial-weight or a later --adversarial-start; where there are few images, more of them help, "
-    "and in stage 1 --flip and --crop random",
+    "smaller --adversarial-weight, a smaller --discriminator-rate or a later --adversarial-start; where there are few "
+    "images, more of them help, and in stage 1 --flip and --crop random",
     "lost": "no better than chance: the decoder learns nothing from it. If reconstructions are blurred, begin anew "
-    "with a smaller --learning-rate, in stage 1 with a larger --hidden, or train without it: --adversarial-weight 0",
+    "with a larger --discriminator-rate, a smaller --learning-rate, in stage 1 with a larger --hidden, or train "
+    "without it: --adversarial-weight 0",
 }
 
 

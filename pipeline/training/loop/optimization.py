@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline.config.training import TrainingConfig
 from pipeline.training.loop.task import Batch, ReportedT, Task
 
+_RATE = "rate"  # of a group of parameters, over the learning rate of the training
+
 
 class AdamW(torch.optim.AdamW):
     """The fused AdamW, whose step changes nothing where `found_inf` is 1: what torch's GradScaler makes use of."""
@@ -22,15 +24,20 @@ class AdamW(torch.optim.AdamW):
 
 
 def make_optimizer(task: Task[Batch, ReportedT], module: nn.Module, config: TrainingConfig) -> AdamW:
-    """AdamW with weight decay on weights, but not on biases nor on what the task exempts."""
-    parameters = list(module.parameters())
-    spared = {id(p) for p in parameters if p.ndim < 2} | {id(p) for p in task.no_weight_decay}
-    decayed = [p for p in parameters if id(p) not in spared]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, betas=(0.9, config.beta2), fused=True)
+    """AdamW with weight decay on weights, but not on biases nor on what the task exempts.
+
+    The discriminator has a learning rate of its own (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update
+    Rule Converge to a Local Nash Equilibrium").
+    """
+    spared = {id(parameter) for parameter in task.no_weight_decay}
+    theirs = {id(parameter) for parameter in task.discriminator_parameters}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        decay = 0.0 if parameter.ndim < 2 or id(parameter) in spared else config.weight_decay
+        rate = task.discriminator_rate if id(parameter) in theirs else 1.0
+        groups.setdefault((decay, rate), []).append(parameter)
+    alike = [{"params": own, "weight_decay": decay, _RATE: rate} for (decay, rate), own in groups.items()]
+    return AdamW(alike, betas=(0.9, config.beta2), fused=True)
 
 
 def clip_gradients(task: Task[Batch, ReportedT], module: nn.Module, largest: float) -> Float[Tensor, ""]:
@@ -48,7 +55,7 @@ def clip_gradients(task: Task[Batch, ReportedT], module: nn.Module, largest: flo
 def take_step(optimizer: AdamW, learning_rate: float, counts: Bool[Tensor, ""]) -> None:
     """Change weights and moments, if the step `counts`; the gradients are spent in any case."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group[_RATE]
     optimizer.found_inf = (~counts).float()
     optimizer.step()
     optimizer.zero_grad()

@@ -59,7 +59,8 @@ class Task(Protocol[Batch_contra, ReportedT]):
     """A network with its loss, its updates and its evaluation; also an nn.Module, whose `forward` runs under DDP.
 
     `network` alone is published. `progress` is step / total steps. The lowest value of `selection_metric` is the best;
-    where it is None the latest weights are kept. `updated` are the tensors that `update` changes.
+    where it is None the latest weights are kept. `updated` are the tensors that `update` changes. The learning rate of
+    `discriminator_parameters` is `discriminator_rate` times that of all others.
     """
 
     @property
@@ -72,6 +73,8 @@ class Task(Protocol[Batch_contra, ReportedT]):
     def updated(self) -> Sequence[Tensor]: ...
     @property
     def discriminator_parameters(self) -> Sequence[nn.Parameter]: ...
+    @property
+    def discriminator_rate(self) -> float: ...
     def forward(self, batch: Batch_contra, progress: float) -> TaskOutput[ReportedT]: ...
     def initialise(self, batches: Sequence[Batch_contra], generator: torch.Generator) -> None: ...
     def update(

@@ -99,6 +99,7 @@ def test_an_adversarial_model_of_format_4_has_an_objective_and_jpegs_decoded_who
     saved = read_config(path.parent, VQVAERun)
     assert (saved.model.objective, saved.model.adversarial_weight, saved.data.draft) == (objective, 0.5, False)
     assert saved.format_version == 5 and saved.model.hidden == old["model"]["hidden"]
+    assert saved.model.discriminator_rate == (1.0 if adversarial else 0.25), "as it was trained"
 
 
 def test_the_stored_codes_and_samples_go_on(tmp_path: Path) -> None:
