@@ -34,9 +34,8 @@ class DiscriminatorOutput(NamedTuple):
 class Discriminator(nn.Module):
     """Images (n, channels, h, w) -> a score for each of their patches, high for real ones.
 
-    Patches are of 18 pixels. With the residual network, whose learning rates are smaller, they grow with the image:
-    there are 8 rows of scores for 32 to 128 pixels, with another strided convolution for each doubling. With the
-    strided network larger patches did harm (docs/measurements.md).
+    Patches grow with the image: there are 8 rows of scores for 32 to 128 pixels, with another strided convolution for
+    each doubling, so that patches are of 18, 38 and 78 pixels.
     """
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -75,8 +74,5 @@ class Discriminator(nn.Module):
 
 
 def _strided(config: VQVAEConfig) -> int:
-    """How many strided convolutions: with the residual network as many as leave `_SCORES` rows or columns of the
-    shorter side, within bounds."""
-    if config.network == "strided":
-        return _FEWEST
+    """How many strided convolutions: as many as leave `_SCORES` rows or columns of the shorter side, within bounds."""
     return min(_MOST, max(_FEWEST, (min(config.height, config.width) // _SCORES).bit_length() - 1))

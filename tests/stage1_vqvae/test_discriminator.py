@@ -1,7 +1,5 @@
 """The discriminator's losses, what it sees, and the ramp of the adversarial loss."""
 
-from typing import Literal
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,8 +10,8 @@ from stage1_vqvae.objective import ObjectiveConfig
 from stage1_vqvae.sharp import SharpLosses
 
 
-def new_discriminator(size: int = 8, network: Literal["strided", "residual"] = "strided") -> Discriminator:
-    return Discriminator(VQVAEConfig(channels=3, height=size, width=size, hidden=16, network=network))
+def new_discriminator(size: int = 8) -> Discriminator:
+    return Discriminator(VQVAEConfig(channels=3, height=size, width=size, hidden=16))
 
 
 def test_the_discriminator_and_the_decoder_are_trained_apart_by_one_sum() -> None:
@@ -39,19 +37,15 @@ def test_the_discriminator_and_the_decoder_are_trained_apart_by_one_sum() -> Non
 
 
 @pytest.mark.parametrize(("size", "rows"), [(8, 2), (32, 8), (48, 12), (64, 8), (128, 8), (256, 16)])
-def test_patches_of_the_residual_network_grow_with_the_image(size: int, rows: int) -> None:
-    scores, _ = new_discriminator(size, "residual")(torch.zeros(1, 3, size, size))
-    assert scores.shape == (1, 1, rows, rows)
+def test_patches_grow_with_the_image(size: int, rows: int) -> None:
     scores, _ = new_discriminator(size)(torch.zeros(1, 3, size, size))
-    assert scores.shape == (1, 1, size // 4, size // 4), "those of the strided one are small at every size"
+    assert scores.shape == (1, 1, rows, rows)
 
 
-@pytest.mark.parametrize(
-    ("network", "size", "patch"), [("residual", 32, 18), ("residual", 64, 38), ("strided", 64, 18)]
-)
-def test_a_score_depends_on_a_patch(network: Literal["strided", "residual"], size: int, patch: int) -> None:
-    images = torch.rand(1, 3, 96, 128, requires_grad=True)
-    scores, _ = new_discriminator(size, network)(images)
+@pytest.mark.parametrize(("size", "patch"), [(32, 18), (64, 38), (128, 78)])
+def test_a_score_depends_on_a_patch(size: int, patch: int) -> None:
+    images = torch.rand(1, 3, 192, 256, requires_grad=True)
+    scores, _ = new_discriminator(size)(images)
     (gradient,) = torch.autograd.grad(scores[0, 0, 5, 7], images)
     rows, columns = torch.nonzero(gradient[0].abs().sum(0), as_tuple=True)
     assert (len(set(rows.tolist())), len(set(columns.tolist()))) == (patch, patch)
