@@ -29,7 +29,14 @@ def _trainings(sizes: list[int], seeds: int, more: int) -> Iterator[tuple[int, i
 
 
 def _measure(size: int, seed: int, options: VQVAEArguments) -> dict[str, float]:
-    arguments: VQVAEArguments = {**options, "num_codes": size, "seed": seed, "batch_size": 128, "test": 0.0}
+    arguments: VQVAEArguments = {
+        **options,
+        "objective": "nmse",
+        "num_codes": size,
+        "seed": seed,
+        "batch_size": 128,
+        "test": 0.0,
+    }
     with tempfile.TemporaryDirectory() as folder:
         reached = train_vqvae(out=folder, preset="base", **arguments).validation.named()
     return {"codes": size, "seed": seed, **{name: round(reached[name], 5) for name in SHOWN}}

@@ -69,7 +69,8 @@ def measured(preset: PresetName, given: dict[str, int | str], folder: Path) -> d
     """The line of one preset, with what was given in place of its options."""
     side, accelerator = SIDES[preset], processes.start()
     options = {**PRESETS[preset].vqvae, **given}
-    model, training = build(options, VQVAEConfig, TrainingConfig, derived={"height": side, "width": side})
+    wanted, training = build(options, VQVAEConfig, TrainingConfig, derived={"height": side, "width": side})
+    model = wanted.resolved()
     training = fit_to_processes(training, accelerator)
     image_set = from_array(smooth_images(side), None, (), DataConfig())
     parts = split(len(image_set.images), DataConfig(), 0)

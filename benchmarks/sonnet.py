@@ -21,6 +21,7 @@ from pipeline.runs.layout import METRICS, RunFolder
 
 PUBLISHED = {"100": 0.483, "500": 0.147, "1000": 0.105, "2000": 0.081, "5000": 0.061, "10000": 0.056}
 SONNET: VQVAEArguments = {
+    "objective": "nmse",
     "hidden": 128,
     "residual_channels": 32,
     "residual_blocks": 2,
@@ -37,7 +38,7 @@ SONNET: VQVAEArguments = {
     "beta2": 0.999,
     "clip": 1e9,
 }
-OURS: VQVAEArguments = {"steps": 5_000, "batch_size": 64}
+OURS: VQVAEArguments = {"objective": "nmse", "steps": 5_000, "batch_size": 64}
 RUNS: dict[str, VQVAEArguments] = {"sonnet's": SONNET, "ours": OURS, "ours, 3x3": {**OURS, "encoder_kernel": 3}}
 WINDOW = 100  # steps
 

@@ -74,8 +74,8 @@ class Textbook(nn.Module):
 def plain(images: ImageSet, parts: Split, variance: float) -> Step:
     """The loop that a tutorial would write."""
     torch.manual_seed(0)
-    encoder, decoder = Encoder(CONFIG), Decoder(CONFIG, CONFIG.code_dim)
-    project, quantizer = nn.Conv2d(CONFIG.hidden, CONFIG.code_dim, 1), Textbook(CONFIG.num_codes, CONFIG.code_dim)
+    encoder, decoder = Encoder(CONFIG), Decoder(CONFIG, CONFIG.dimension)
+    project, quantizer = nn.Conv2d(CONFIG.hidden, CONFIG.dimension, 1), Textbook(CONFIG.num_codes, CONFIG.dimension)
     modules = nn.ModuleList([encoder, project, decoder])
     optimizer = torch.optim.Adam(modules.parameters(), 3e-4)
 

@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.errors import CheckpointError
 from pipeline.storage import JsonObject, read_json
 
-FORMAT_VERSION: Final = 5  # every later version reads this one, and those from 4 on
+FORMAT_VERSION: Final = 6  # every later version reads this one, and those from 4 on
 
 
 def read_current(path: Path) -> JsonObject:
@@ -35,10 +35,18 @@ def _from_4(content: JsonObject) -> JsonObject:
     if content.get("kind") != "vqvae" or not isinstance(model, dict) or not isinstance(data, dict):
         return content
     others = {name: value for name, value in model.items() if name != "adversarial"}
-    added = (
-        {"objective": "sharp", "discriminator_rate": 1.0} if model.get("adversarial") is True else {"objective": "nmse"}
-    )
+    added = {"objective": "sharp", "adversarial_start": 0.3} if model.get("adversarial") is True else _PLAIN
     return content | {"model": {**added, **others}, "data": {**data, "draft": False}}
 
 
-_MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4})
+def _from_5(content: JsonObject) -> JsonObject:
+    """A discriminator had the learning rate of all else."""
+    part = {"vqvae": "model", "decoder": "objective"}.get(str(content.get("kind")), "")
+    options = content.get(part)
+    if not isinstance(options, dict) or options.get("objective") == "nmse":
+        return content
+    return content | {part: {"discriminator_rate": 1.0, **options}}
+
+
+_PLAIN: Mapping[str, str] = MappingProxyType({"objective": "nmse"})
+_MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4, 5: _from_5})

@@ -13,6 +13,7 @@ from stage1_vqvae.objective import ObjectiveConfig
 # Bottlenecks with a term of the loss that works against the error, so that the smallest error is not the best model.
 REGULARISED = ("gumbel", "gaussian", "mmd")
 
+SMALLEST_LARGE = 64  # height and width, in pixels, of images whose codes are left as they are
 SMALLEST_JUDGED = 4  # height and width, in pixels, of images that a discriminator takes
 LEAST_HIDDEN = 16  # of the residual network: over two channels a norm leaves a sign alone
 
@@ -93,19 +94,23 @@ class VQVAEConfig(ObjectiveConfig):
     num_codes: int = Field(
         default=512, ge=2, le=2**24, description="Codes in the codebook, K; for fsq a product of numbers from 2 to 8."
     )
-    code_dim: int = Field(
-        default=8,
+    code_dim: int | None = Field(
+        default=None,
         ge=1,
         le=2**14,
-        description="Dimension of a code vector (4 to 16 keeps all codes in use); of a continuous bottleneck, numbers "
-        "per position.",
+        description="Dimension of a code vector; of a continuous bottleneck, numbers per position [default: 32 with "
+        "--unit-codes, else 8, as more would leave codes unused].",
     )
     codebook_rule: Literal["ema", "gradient", "simvq"] = Field(
         default="ema",
         description="How code vectors follow the encoder: ema, as moving averages of its outputs; gradient, by the "
         "codebook loss; simvq, by the codebook loss on one linear map that all code vectors share.",
     )
-    unit_codes: bool = Field(default=False, description="Scale code vectors of vq and encoder outputs to length 1.")
+    unit_codes: bool | None = Field(
+        default=None,
+        description="Scale code vectors of vq and encoder outputs to length 1 [default: where --objective is sharp and "
+        "images are below 64 pixels, unless --code-dim, another --codebook-rule or residual --levels are given].",
+    )
     levels: int = Field(default=1, ge=1, le=8, description="Levels of codes, each with a codebook of --num-codes.")
     level_kind: Literal["hierarchical", "residual"] = Field(
         default="hierarchical",
@@ -165,7 +170,7 @@ class VQVAEConfig(ObjectiveConfig):
             problems.append(f"--levels {self.levels} needs a discrete bottleneck, and {self.bottleneck} is continuous")
         if self.bottleneck == "vq" and self.unit_codes and self.levels > 1 and self.level_kind == "residual":
             problems.append("--unit-codes cannot code what other levels left over; choose --level-kind hierarchical")
-        if self.unit_codes and self.code_dim == 1:
+        if self.unit_codes and self.dimension == 1:
             problems.append("--unit-codes of --code-dim 1 are 1 and -1 alone; choose 2 or more")
         if self.objective == "sharp" and self.adversarial_weight and min(self.height, self.width) < SMALLEST_JUDGED:
             problems.append(
@@ -218,13 +223,22 @@ class VQVAEConfig(ObjectiveConfig):
         """Whether codes are integers, as stage 2 needs."""
         return self.bottleneck in ("vq", "gumbel", "fsq")
 
-    def with_objective(self) -> "VQVAEConfig":
-        """The same, with the objective that its images and its codes call for where none was chosen."""
-        if self.objective is not None:
-            return self
+    def resolved(self) -> "VQVAEConfig":
+        """The same, with the objective and the codes that its images call for, where they were not chosen."""
         large = min(self.height, self.width) >= SMALLEST_JUDGED
         sharp = self.channels == 3 and self.is_discrete and self.likelihood == "mse" and large
-        return replace(self, objective="sharp" if sharp else "nmse")
+        objective = self.objective or ("sharp" if sharp else "nmse")
+        small = min(self.height, self.width) < SMALLEST_LARGE
+        free = self.bottleneck == "vq" and self.code_dim is None and self.codebook_rule == "ema"
+        one_grid = self.levels > 1 and self.level_kind == "residual"  # what is left over has a length of its own
+        unit = objective == "sharp" and small and free and not one_grid
+        chosen = replace(self, objective=objective, unit_codes=unit if self.unit_codes is None else self.unit_codes)
+        return replace(chosen, code_dim=chosen.dimension)
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of a code vector, or of a continuous bottleneck at a position: `code_dim`, or its default."""
+        return self.code_dim or (32 if self.unit_codes else 8)
 
     @property
     def keeps_latest(self) -> bool:

@@ -34,8 +34,8 @@ class DiscriminatorOutput(NamedTuple):
 class Discriminator(nn.Module):
     """Images (n, channels, h, w) -> a score for each of their patches, high for real ones.
 
-    Patches grow with the image: there are 8 rows of scores for 32 to 128 pixels, with another strided convolution for
-    each doubling, so that patches are of 18, 38 and 78 pixels.
+    Patches grow with the image: there are 8 to 15 rows of scores for 32 to 255 pixels, with another strided convolution
+    for each doubling, so that patches are of 18, 38 and 78 pixels.
     """
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -74,5 +74,5 @@ class Discriminator(nn.Module):
 
 
 def _strided(config: VQVAEConfig) -> int:
-    """How many strided convolutions: as many as leave `_SCORES` rows or columns of the shorter side, within bounds."""
+    """How many strided convolutions: as many as leave `_SCORES` rows and columns of scores or more, within bounds."""
     return min(_MOST, max(_FEWEST, (min(config.height, config.width) // _SCORES).bit_length() - 1))

@@ -118,7 +118,7 @@ class VQVAE(nn.Module):
             )
 
     def _check_codes(self, codes: Codes) -> None:
-        grids, first = self.config.grids, () if self.config.is_discrete else (self.config.code_dim,)
+        grids, first = self.config.grids, () if self.config.is_discrete else (self.config.dimension,)
         expected = [(*first, *grid) for grid in grids[: max(1, len(codes))]]
         if [tuple(level.shape[1:]) for level in codes] != expected:
             levels = " and ".join(f"(n, {', '.join(map(str, shape))})" for shape in expected)

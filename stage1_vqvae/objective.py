@@ -33,7 +33,8 @@ class ObjectiveConfig:
         default=0.25,
         gt=0,
         le=100,
-        description="The discriminator's learning rate, over that of all else: slower, it neither wins nor swings.",
+        description="The discriminator's learning rate, over that of all else; a slower one swings less between "
+        "winning and losing.",
     )
     feature_matching: float = Field(
         default=0.0, ge=0, description="Weight of the distance between features of the discriminator."

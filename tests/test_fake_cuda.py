@@ -91,7 +91,7 @@ def test_stage_2_learns_scores_and_draws_on_the_device(kind: type[Prior], coarse
     assert_on_gpu(task.eval().evaluate(batch))
     assert_on_gpu({"nats": code_nats(prior, *batch)})
     options = SamplingOptions(temperature=0.7, top_k=3, top_p=0.9)
-    for guidance, known in ((1.0, None), (2.0, batch.codes - 1)):
+    for guidance, known in ((1.0, None), (2.0, batch.codes)):
         stepper = stepper_of(prior, 2, guidance)
         stepper.begin(batch.labels, batch.coarser)
         assert_on_gpu(draw(stepper, Noise(3, torch.arange(2)), options, known)._asdict())

@@ -62,11 +62,11 @@ def flags(*configs: type, preset: Options | None = None, without: Iterable[str] 
 
 
 def _flag(name: str, field: FieldInfo, hint: object, default: object) -> Decorator:
-    dashed = name.replace("_", "-")
-    declaration = f"--{dashed}/--no-{dashed}" if hint is bool else f"--{dashed}"
+    dashed, kind = name.replace("_", "-"), _click_type(hint)
+    declaration = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
     words = {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
     shown = "" if default in (None, ()) else f"  [default: {words}]"
-    return click.option(declaration, name, default=None, type=_click_type(hint), help=f"{field.description}{shown}")
+    return click.option(declaration, name, default=None, type=kind, help=f"{field.description}{shown}")
 
 
 def _click_type(hint: object) -> click.Choice[str | int] | type:

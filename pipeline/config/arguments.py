@@ -51,9 +51,9 @@ class NetworkArguments(ObjectiveArguments, total=False):
     encoder_kernel: Literal[1, 3]
     downsampling: int
     num_codes: int
-    code_dim: int
+    code_dim: int | None
     codebook_rule: Literal["ema", "gradient", "simvq"]
-    unit_codes: bool
+    unit_codes: bool | None
     levels: int
     level_kind: Literal["hierarchical", "residual"]
     likelihood: Literal["mse", "gaussian", "discretized-logistic"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline import processes
 from pipeline.config.arguments import CompareArguments, VQVAEArguments
-from pipeline.config.options import Options, contradictions, flatten
+from pipeline.config.options import Options, contradictions, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.data import pixels
 from pipeline.data.image_set import ImageSet, load_test_images, test_files_fingerprint
@@ -169,7 +169,7 @@ def _check_same(run: RunFolder, asked: StageOptions) -> None:
     saved = read_config(run.vqvae, VQVAERun, IN_PROGRESS)
     settled = ["data", "memory_gib", "precision", "micro_batches"]  # by the machine, at the start
     settled += ["steps"] if asked.training.max_minutes else []
-    differing = contradictions(flatten(*asked), flatten(saved.data, saved.model, saved.training), free=settled)
+    differing = contradictions(given(flatten(*asked)), flatten(saved.data, saved.model, saved.training), free=settled)
     if differing:
         raise UsageError("\n".join([*differing, f"({run.path}); choose another --out"]))
 
@@ -230,7 +230,7 @@ def _measured_images(config: VQVAERun, image_set: ImageSet, parts: Split) -> tup
 
 def _numbers(config: VQVAEConfig) -> int:
     (rows, columns), *_ = config.grids
-    return rows * columns * (1 if config.is_discrete else config.code_dim)
+    return rows * columns * (1 if config.is_discrete else config.dimension)
 
 
 def _row(name: str, model: Model, reached: Fidelity) -> Row:

@@ -58,7 +58,7 @@ class Sampler(ABC):
     @property
     def _numbers(self) -> int:
         config = self.vqvae.config.model
-        return sum(rows * columns for rows, columns in config.grids) * (1 if config.is_discrete else config.code_dim)
+        return sum(rows * columns for rows, columns in config.grids) * (1 if config.is_discrete else config.dimension)
 
     def batch_size(self, wanted: int, given: int | None = None) -> int:
         """How many images to draw at a time: as many as are `given`, else as the free memory allows, 256 at most; in
@@ -106,7 +106,7 @@ class LatentSampler(Sampler):
         """These images of the seed."""
         config, temperature = self.vqvae.config.model, self.options.temperature
         assert temperature is not None
-        shape = (config.code_dim, *config.grids[0])
+        shape = (config.dimension, *config.grids[0])
         normal = [stream(self.seed, Purpose.LATENTS, int(index)).standard_normal(shape) for index in image_indices]
         latents = (torch.from_numpy(temperature * np.stack(normal)).float(),)
         return Samples(self.decode(latents), latents, None, (), self.vqvae.codes_sha256)

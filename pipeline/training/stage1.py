@@ -239,7 +239,7 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
     channels, height, width = image_set.shape
     shape = {"channels": channels, "height": height, "width": width}
     (model,) = build(flatten(options.model), VQVAEConfig, derived=shape)
-    model = model.with_objective()
+    model = model.resolved()
     _check_have_effect(launch.options, model)
     if model.objective == "sharp":
         check_classes(model, image_set, options.data.data)

@@ -39,7 +39,7 @@ class GaussianBottleneck(ContinuousBottleneck):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        self.inputs, self.outputs = 2 * config.code_dim, config.code_dim
+        self.inputs, self.outputs = 2 * config.dimension, config.dimension
         self.kl_scale = config.kl_scale / config.values  # on nats per image, as the loss is a mean over pixel values
 
     def forward(self, outputs: Float[Tensor, "n twice h w"], progress: float) -> BottleneckOutput:

@@ -50,9 +50,9 @@ class GumbelQuantizer(DiscreteBottleneck):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config.num_codes, config.ema_decay)
-        self.config, self.inputs, self.outputs = config, config.code_dim, config.code_dim
+        self.config, self.inputs, self.outputs = config, config.dimension, config.dimension
         self.kl_scale = config.kl_scale / config.values  # on nats per image, as the loss is a mean over pixel values
-        self.codebook = nn.Parameter(torch.randn(config.num_codes, config.code_dim))
+        self.codebook = nn.Parameter(torch.randn(config.num_codes, config.dimension))
         self.log_precision = nn.Parameter(torch.zeros(()))
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:

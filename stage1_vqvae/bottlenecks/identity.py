@@ -12,7 +12,7 @@ class IdentityBottleneck(ContinuousBottleneck):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        self.inputs = self.outputs = config.code_dim
+        self.inputs = self.outputs = config.dimension
 
     def forward(self, outputs: Float[Tensor, "n dim h w"], progress: float) -> BottleneckOutput:
         outputs = at_least_float32(outputs)

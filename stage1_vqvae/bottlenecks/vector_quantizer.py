@@ -43,8 +43,8 @@ class VectorQuantizer(DiscreteBottleneck):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config.num_codes, config.ema_decay)
-        self.config, self.inputs, self.outputs = config, config.code_dim, config.code_dim
-        codebook = torch.randn(config.num_codes, config.code_dim) / config.code_dim**0.5
+        self.config, self.inputs, self.outputs = config, config.dimension, config.dimension
+        codebook = torch.randn(config.num_codes, config.dimension) / config.dimension**0.5
         if config.codebook_rule == "gradient":
             self.codebook = nn.Parameter(codebook)
         else:
@@ -52,7 +52,7 @@ class VectorQuantizer(DiscreteBottleneck):
         if config.codebook_rule == "ema":
             self.register_buffer("mean_sums", codebook.clone())
         if config.codebook_rule == "simvq":
-            self.projection = nn.Parameter(torch.eye(config.code_dim))
+            self.projection = nn.Parameter(torch.eye(config.dimension))
 
     def code_vectors(self) -> Float[Tensor, "codes dim"]:
         """The code vectors, projected and scaled, that encoder outputs are compared with."""

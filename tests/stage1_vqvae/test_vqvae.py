@@ -1,7 +1,7 @@
 """The model around the quantizer: shapes, errors, and which tensors identify codes and decoders."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -204,3 +204,27 @@ def test_pixels_are_rounded_to_the_nearest_grey_level_and_cut_to_those_there_are
     assert (
         int(decoded.min()) == 0 and int(decoded.max()) == 255 and not torch.equal(decoded, greys.clamp(0, 255).byte())
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "unit", "dimension"),
+    [
+        ({}, True, 32),
+        ({"levels": 2}, True, 32),
+        ({"code_dim": 8}, False, 8),
+        ({"unit_codes": False}, False, 8),
+        ({"code_dim": 16, "unit_codes": True}, True, 16),
+        ({"channels": 1}, False, 8),
+        ({"objective": "nmse"}, False, 8),
+        ({"height": 64, "width": 64}, False, 8),
+        ({"bottleneck": "gumbel"}, False, 8),
+        ({"codebook_rule": "simvq"}, False, 8),
+        ({"levels": 2, "level_kind": "residual"}, False, 8),
+    ],
+)
+def test_small_pictures_in_colour_have_codes_of_length_1_unless_others_are_chosen(
+    options: dict[str, Any], unit: bool, dimension: int
+) -> None:
+    resolved = VQVAEConfig(**options).resolved()
+    assert (resolved.unit_codes, resolved.code_dim, resolved.dimension) == (unit, dimension, dimension)
+    assert resolved.resolved() == resolved

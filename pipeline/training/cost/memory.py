@@ -46,7 +46,7 @@ def check_training_fits(settings: VQVAERun | PriorRun, device: torch.device) -> 
 def _with_defaults(model: Model, training: TrainingConfig, device: torch.device) -> dict[str, int]:
     """The memory with each of the larger options, one at a time, at its default."""
     names = _SIZES if isinstance(model, VQVAEConfig) else _SIZES_OF_PRIORS
-    defaults = type(model)()
+    defaults = VQVAEConfig().resolved() if isinstance(model, VQVAEConfig) else PriorConfig()
     found = {}
     for name in names:
         default = getattr(defaults, name)
