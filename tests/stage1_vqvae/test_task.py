@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
+from stage1_vqvae import VQVAE, DecoderTask, ObjectiveConfig, VQVAEConfig, VQVAETask
 from stage1_vqvae.perceptual import focal_frequency
 from stage1_vqvae.task import image_noise
 
@@ -166,6 +166,12 @@ def test_the_published_network_is_without_the_discriminator_and_built_as_without
     assert published.keys() == other.keys() and all(torch.equal(published[name], other[name]) for name in other)
     assert with_one.state_dict().keys() > {f"network.{name}" for name in published}
     assert without.sharp is None and without.discriminator_parameters == []
+
+
+def test_the_discriminators_learning_rate_is_that_of_its_own_training() -> None:
+    network = VQVAE(config(objective="sharp", discriminator_rate=0.5))
+    assert VQVAETask(network).discriminator_rate == 0.5
+    assert DecoderTask(network, ObjectiveConfig(discriminator_rate=2.0)).discriminator_rate == 2
 
 
 @pytest.mark.parametrize("rule", ["ema", "gradient"])

@@ -125,15 +125,17 @@ def test_a_resumed_run_with_a_skipped_step_equals_the_uninterrupted_one(
 def test_the_discriminator_has_a_learning_rate_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's first step is the learning rate, whatever the gradient: two rates leave all else the same after it."""
     seen = states(monkeypatch)
-    options = {"steps": 2, "warmup_steps": 0, "weight_decay": 0.0, "objective": "sharp", "adversarial_weight": 1e-6}
+    options = {"steps": 2, "warmup_steps": 0, "weight_decay": 0.1, "objective": "sharp", "adversarial_weight": 1e-6}
     for rate in (1.0, 0.25):
         stage1(tmp_path / str(rate), discriminator_rate=rate, **options)
     equal, quarter = seen[0], seen[2]
     others = [name for name in equal if name.startswith("network.")]
     assert others and all(torch.equal(equal[name], quarter[name]) for name in others)
-    weights = [name for name in equal if name.startswith("sharp.discriminator") and name.endswith("weight")]
-    apart = torch.cat([(equal[name] - quarter[name]).flatten() for name in weights]).abs()
-    torch.testing.assert_close(apart, torch.full_like(apart, 0.75e-3), rtol=0.02, atol=1e-6)
+    theirs = [name for name in equal if name.startswith("sharp.discriminator") and "exp_avg" not in name]
+    theirs = [name for name in theirs if name.endswith(("weight", "bias"))]
+    apart = torch.cat([(equal[name] - quarter[name]).flatten() for name in theirs]).abs()
+    # Weight decay, too, is by the learning rate: .1 of small weights. Where a gradient is hardly there Adam does less.
+    assert float(((apart / 0.75e-3 - 1).abs() < 0.05).float().mean()) > 0.98
 
 
 def _stage2(run: Path, **options: Any) -> Path:
