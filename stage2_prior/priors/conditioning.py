@@ -1,8 +1,8 @@
 """What a prior is conditioned on besides earlier codes: the class, and the codes of coarser levels.
 
-Both shift the activations of every gated layer, or the inputs of every block: the class by the same amount at all positions, coarser codes at each
-position differently (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", section 2.3,
-equations 4 and 5).
+Both shift the activations of every gated layer, or the inputs of every block: the class by the same amount at all
+positions, coarser codes at each position differently (van den Oord et al. 2016, "Conditional Image Generation with
+PixelCNN Decoders", section 2.3, equations 4 and 5).
 """
 
 from collections.abc import Sequence
