@@ -35,7 +35,8 @@ def _from_4(content: JsonObject) -> JsonObject:
     if content.get("kind") != "vqvae" or not isinstance(model, dict) or not isinstance(data, dict):
         return content
     others = {name: value for name, value in model.items() if name != "adversarial"}
-    added = {"objective": "sharp", "adversarial_start": 0.3} if model.get("adversarial") is True else _PLAIN
+    sharp = model.get("adversarial") is True
+    added = {"objective": "sharp", "adversarial_start": 0.3} if sharp else {"objective": "nmse"}
     return content | {"model": {**added, **others}, "data": {**data, "draft": False}}
 
 
@@ -48,5 +49,4 @@ def _from_5(content: JsonObject) -> JsonObject:
     return content | {part: {"discriminator_rate": 1.0, **options}}
 
 
-_PLAIN: Mapping[str, str] = MappingProxyType({"objective": "nmse"})
 _MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4, 5: _from_5})

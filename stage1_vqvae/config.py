@@ -13,7 +13,7 @@ from stage1_vqvae.objective import ObjectiveConfig
 # Bottlenecks with a term of the loss that works against the error, so that the smallest error is not the best model.
 REGULARISED = ("gumbel", "gaussian", "mmd")
 
-SMALLEST_LARGE = 64  # height and width, in pixels, of images whose codes are left as they are
+LARGE = 64  # height and width, in pixels, from which on codes of length 1 are no default: they were no better there
 SMALLEST_JUDGED = 4  # height and width, in pixels, of images that a discriminator takes
 LEAST_HIDDEN = 16  # of the residual network: over two channels a norm leaves a sign alone
 
@@ -228,7 +228,7 @@ class VQVAEConfig(ObjectiveConfig):
         large = min(self.height, self.width) >= SMALLEST_JUDGED
         sharp = self.channels == 3 and self.is_discrete and self.likelihood == "mse" and large
         objective = self.objective or ("sharp" if sharp else "nmse")
-        small = min(self.height, self.width) < SMALLEST_LARGE
+        small = min(self.height, self.width) < LARGE
         free = self.bottleneck == "vq" and self.code_dim is None and self.codebook_rule == "ema"
         one_grid = self.levels > 1 and self.level_kind == "residual"  # what is left over has a length of its own
         unit = objective == "sharp" and small and free and not one_grid
