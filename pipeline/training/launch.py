@@ -66,12 +66,12 @@ def resolve_options(
 ) -> OptionDict:
     """Options in order of precedence: given, from a saved config.json, of a `network` that is begun from, from the
     preset. Raises UsageError."""
-    sizes = {name: getattr(values, stage) for name, values in PRESETS.items()}
+    sizes = {str(name): values for name, values in PRESETS.items()}
     if not isinstance(preset, str) or preset not in sizes:
         raise UsageError(f"there is no preset {preset!r:.60}; choose one of {', '.join(PRESETS)}")
     if {"steps", "max_minutes"} <= options.keys():
         raise UsageError(BOTH_LENGTHS)
-    resolved: OptionDict = {**sizes[preset], **(network or {})}
+    resolved: OptionDict = {**sizes[preset].defaults(stage, options), **(network or {})}
     resolved |= read_config_file(Path(config), stage, *configs) if config else {}
     if "max_minutes" in options:
         resolved.pop("steps", None)

@@ -72,13 +72,13 @@ def unchanged_unless(counts: Bool[Tensor, ""], tensors: Sequence[Tensor]) -> Ite
 
 
 @torch.no_grad()
-def move_average(average: AveragedModel, module: nn.Module, decay: float, counts: Bool[Tensor, ""]) -> None:
+def move_average(average: AveragedModel, module: nn.Module, decay: float, step: int, counts: Bool[Tensor, ""]) -> None:
     """Move averaged weights towards the current ones, if the step `counts`; buffers are copied.
 
-    The decay grows from 2/11 to `decay`, so that the first weights are soon forgotten.
+    The decay grows with `step`, the number of steps before this one, from 2/11 to `decay`, so that the first weights
+    are soon forgotten. (The average counts them too, but on the device, which a step does not wait for.)
     """
-    done = int(average.n_averaged)
-    rate = 1 - min(decay, (1 + done) / (10 + done)) if done else 1.0
+    rate = 1 - min(decay, (1 + step) / (10 + step)) if step else 1.0
     averages = list[Tensor](average.module.parameters())
     differences = torch._foreach_sub(list[Tensor](module.parameters()), averages)
     torch._foreach_mul_(differences, counts * rate)

@@ -186,7 +186,7 @@ class Trainer(Generic[Batch, ReportedT]):
         for reset in resets:
             clear_moments(state.optimizer, reset.parameter, reset.rows & counts)
         if state.average is not None:
-            move_average(state.average, self.module, self.config.average_decay, counts)
+            move_average(state.average, self.module, self.config.average_decay, step, counts)
         # The norm is kept as a metric: it is the first to tell that the weights are about to be lost.
         return StepResult({**result.metrics, "gradient_norm": norm, SKIPPED: ~counts}, result.statistics)
 

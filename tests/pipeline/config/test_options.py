@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -20,6 +20,7 @@ from pipeline.training.launch import resolve_options
 from pipeline.training.stage1 import new_options
 from stage1_vqvae import VQVAEConfig
 from stage2_prior import PriorConfig
+from stage2_prior.config import PriorName
 
 STAGE1, STAGE2 = (DataConfig, VQVAEConfig, TrainingConfig), (PriorConfig, TrainingConfig)
 
@@ -41,9 +42,20 @@ def test_names_are_unique_over_the_configurations_of_a_command() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_valid_options(preset: PresetName) -> None:
-    build(PRESETS[preset].vqvae, DataConfig, VQVAEConfig, TrainingConfig)
-    build(PRESETS[preset].prior, PriorConfig, TrainingConfig)
+def test_presets_are_valid_options_of_every_prior(preset: PresetName) -> None:
+    build(PRESETS[preset].defaults("vqvae", {}), DataConfig, VQVAEConfig, TrainingConfig)
+    usual, _ = build(PRESETS[preset].defaults("prior", {}), PriorConfig, TrainingConfig)
+    assert {usual.prior, *PRESETS[preset].instead} == set(get_args(PriorName))
+    for name in get_args(PriorName):
+        build({**PRESETS[preset].defaults("prior", {"prior": name}), "prior": name}, PriorConfig, TrainingConfig)
+
+
+def test_the_learning_rate_of_a_transformer_that_is_wider_falls_and_that_of_convolutions_does_not() -> None:
+    base = PRESETS["base"]
+    rates = {width: base.defaults("prior", {"hidden": width})["learning_rate"] for width in (32, 96, 192)}
+    assert rates == {32: 0.016, 96: 0.016, 192: 0.008} and base.defaults("prior", {})["learning_rate"] == 0.016
+    for asked in ({"prior": "pixelcnn"}, {"prior": "pixelcnn", "hidden": 192}):
+        assert base.defaults("prior", asked)["learning_rate"] == 2e-3
 
 
 @pytest.mark.parametrize(
@@ -56,8 +68,9 @@ def test_presets_of_photographs_make_maps_of_16x16_codes_that_their_prior_sees_m
     model, training = build(PRESETS[preset].vqvae, VQVAEConfig, TrainingConfig, derived=size)
     assert model.network == "residual" and model.grids == ((16, 16),)
     assert training_memory(model, training, torch.device("cuda")) < 64 * 2**30, "room on a GPU of 80 GB"
-    (prior, _) = build(PRESETS[preset].prior, PriorConfig, TrainingConfig)
-    assert prior.reach is not None and prior.reach >= 12
+    for asked in ({}, {"prior": "pixelcnn"}):
+        prior, _ = build({**PRESETS[preset].defaults("prior", asked), **asked}, PriorConfig, TrainingConfig)
+        assert prior.reach is None or prior.reach >= 12
 
 
 def test_all_bad_options_are_reported_at_once() -> None:
