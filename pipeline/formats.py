@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.errors import CheckpointError
 from pipeline.storage import JsonObject, read_json
 
-FORMAT_VERSION: Final = 6  # every later version reads this one, and those from 4 on
+FORMAT_VERSION: Final = 7  # every later version reads this one, and those from 4 on
 
 
 def read_current(path: Path) -> JsonObject:
@@ -19,7 +19,10 @@ def read_current(path: Path) -> JsonObject:
     content = read_json(path)
     version = content.get("format_version")
     while isinstance(version, int) and version in _MIGRATIONS:
-        content = _MIGRATIONS[version](content) | {"format_version": version + 1}
+        try:
+            content = _MIGRATIONS[version](content) | {"format_version": version + 1}
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         version += 1
     if version != FORMAT_VERSION:
         older = "; train the run anew, or read it with the version of gen that wrote it" if version in (1, 2, 3) else ""
@@ -49,4 +52,14 @@ def _from_5(content: JsonObject) -> JsonObject:
     return content | {part: {"discriminator_rate": 1.0, **options}}
 
 
-_MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4, 5: _from_5})
+def _from_6(content: JsonObject) -> JsonObject:
+    """The transformer had another normalisation, with weights of the same names and another meaning."""
+    model = content.get("model")
+    if content.get("kind") == "prior" and isinstance(model, dict) and model.get("prior") == "transformer":
+        raise CheckpointError(
+            "this transformer was trained by a version of gen in development, whose network was another; train it anew"
+        )
+    return content
+
+
+_MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4, 5: _from_5, 6: _from_6})

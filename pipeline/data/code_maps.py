@@ -121,7 +121,7 @@ class CodeIndex:
     It is written last, so that a folder with an index holds all of its maps.
     """
 
-    format_version: Literal[6] = FORMAT_VERSION
+    format_version: Literal[7] = FORMAT_VERSION
     kind: Literal["codes"] = "codes"
     identity: dict[str, str]
     parts: dict[str, tuple[Shard, ...]]

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stage2_prior.priors.dropout import Dropout
+
 
 class Condition(NamedTuple):
     """Labels, and features of the coarser levels on this level's grid; None for a prior without them."""
@@ -51,7 +53,7 @@ class CoarserLevels(nn.Module):
                 nn.ReLU(),
                 nn.Conv2d(hidden, hidden, 3, padding=1),
                 nn.ReLU(),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Conv2d(hidden, hidden, 3, padding=1),
             )
             for _ in range(blocks)

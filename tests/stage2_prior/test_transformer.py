@@ -18,7 +18,8 @@ def turned(vector: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 def normed(vector: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return np.asarray(weight * vector / np.sqrt((vector**2).mean() + 1e-6))
+    centred = vector - vector.mean()
+    return np.asarray(weight * centred / np.sqrt((centred**2).mean() + 1e-6))
 
 
 def test_attention_is_a_softmax_over_turned_and_normalised_queries_and_keys() -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors.conditioning import ClassShift, Condition
+from stage2_prior.priors.dropout import Dropout
 
 
 class Stacks(NamedTuple):
@@ -70,7 +71,7 @@ class GatedLayer(nn.Module):
         self.horizontal = HorizontalConv(hidden, 2 * hidden, kernel, strict=strict)
         self.link = nn.Conv2d(2 * hidden, 2 * hidden, 1)  # from the vertical to the horizontal stack
         self.residual = nn.Conv2d(hidden, hidden, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.condition = ClassShift(config.num_classes, 4 * hidden) if config.num_classes else None
         self.condition_proj = nn.Conv2d(hidden, 2 * hidden, 1, bias=False) if config.coarser else None
 

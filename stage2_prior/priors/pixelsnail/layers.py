@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors.causal_attention import causal_attention
 from stage2_prior.priors.conditioning import ClassShift, Condition
+from stage2_prior.priors.dropout import Dropout
 from stage2_prior.priors.pixelcnn.layers import HorizontalConv, VerticalConv
 
 
@@ -51,7 +52,7 @@ class GatedBlock(nn.Module):
         hidden = config.hidden
         self.first = CornerConv(hidden, hidden, config.kernel)
         self.second = CornerConv(hidden, 2 * hidden, config.kernel)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.shift = ClassShift(config.num_classes, 2 * hidden) if config.num_classes else None
         self.condition_proj = nn.Conv2d(hidden, 2 * hidden, 1, bias=False) if config.coarser else None
 

@@ -1,9 +1,11 @@
 """What the transformer is made of: multi-query attention over all positions so far, and a block around it.
 
-Vaswani et al. 2017, "Attention Is All You Need", with what later networks of text are made of: RMSNorm before
-each part (Zhang & Sennrich 2019), positions as rotations of queries and keys (Su et al. 2021, "RoFormer", equation 34;
-one half of the channels turns with the row, the other with the column), normalised queries and keys (Dehghani et al.
-2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2), and a squared ReLU (So et al. 2021, "Primer").
+Vaswani et al. 2017, "Attention Is All You Need", with what later networks of text are made of: normalisation before
+each part (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture"; of RMSNorm, which leaves the
+mean, torch has no kernel for CPUs), positions as rotations of queries and keys (Su et al. 2021, "RoFormer", equation
+34; one half of the channels turns with the row, the other with the column), normalised queries and keys (Dehghani et
+al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2), and a squared ReLU (So et al. 2021,
+"Primer").
 """
 
 from typing import NamedTuple
@@ -17,8 +19,9 @@ from torch.nn import functional as F
 from stage2_prior.config import PriorConfig
 from stage2_prior.priors.causal_attention import causal_attention
 from stage2_prior.priors.conditioning import ClassShift
+from stage2_prior.priors.dropout import Dropout
 
-EPS = 1e-6  # of RMSNorm
+EPS = 1e-6  # of layer normalisation
 WIDENING = 4  # channels within a block's MLP over those outside
 _LONGEST_WAVE = 100.0  # of a query of many channels the slowest rotation is a radian in this many rows or columns
 
@@ -46,6 +49,11 @@ def rotations(size: tuple[int, int], dim: int, like: Tensor) -> Rotations:
     return Rotations(angles.cos().to(like), angles.sin().to(like))
 
 
+def layer_norm(channels: int) -> nn.LayerNorm:
+    """Layer normalisation (Ba et al. 2016) without a bias."""
+    return nn.LayerNorm(channels, EPS, bias=False)
+
+
 class RotaryAttention(nn.Module):
     """Each position attends to itself and all earlier ones. All heads share one set of keys and values."""
 
@@ -54,7 +62,7 @@ class RotaryAttention(nn.Module):
         self.heads, self.dim = heads, hidden // heads
         self.q_proj = nn.Linear(hidden, hidden, bias=False)
         self.kv_proj = nn.Linear(hidden, 2 * self.dim, bias=False)
-        self.q_norm, self.k_norm = nn.RMSNorm(self.dim, EPS), nn.RMSNorm(self.dim, EPS)
+        self.q_norm, self.k_norm = layer_norm(self.dim), layer_norm(self.dim)
         self.out_proj = nn.Linear(hidden, hidden, bias=False)
         nn.init.zeros_(self.out_proj.weight)  # a block begins as the identity
 
@@ -76,12 +84,12 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         hidden = config.hidden
-        self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden, EPS), nn.RMSNorm(hidden, EPS)
+        self.attention_norm, self.mlp_norm = layer_norm(hidden), layer_norm(hidden)
         self.attention = RotaryAttention(hidden, config.heads)
         self.up_proj = nn.Linear(hidden, WIDENING * hidden, bias=False)
         self.down_proj = nn.Linear(WIDENING * hidden, hidden, bias=False)
         nn.init.zeros_(self.down_proj.weight)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.shift = ClassShift(config.num_classes, 2 * hidden) if config.num_classes else None
         self.condition_proj = nn.Linear(hidden, 2 * hidden, bias=False) if config.coarser else None
 

@@ -21,7 +21,7 @@ class TransformerStepper(Buffers):
     """
 
     def __init__(
-        self, prior: Prior, first: FirstConv, blocks: Sequence[TransformerBlock], norm: nn.RMSNorm, n: int
+        self, prior: Prior, first: FirstConv, blocks: Sequence[TransformerBlock], norm: nn.LayerNorm, n: int
     ) -> None:
         config = prior.config
         self.prior, self.size, self.row = prior, (config.height, config.width), 0
@@ -61,7 +61,7 @@ class TransformerStepper(Buffers):
         turned = Rotations(self.turned.cosines[position], self.turned.sines[position])
         for block in self.blocks:
             block.step(position, turned, self.features)
-        self.head.features.copy_(F.rms_norm(self.features, self.norm.shape, self.norm, EPS))
+        self.head.features.copy_(F.layer_norm(self.features, self.norm.shape, self.norm, None, EPS))
         return self.head.logits()
 
     def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
@@ -112,9 +112,9 @@ class _Block(Buffers):
     def step(self, position: int, turned: Rotations, features: Float[Tensor, "n c"]) -> None:
         """Compute one position: `features` become the input of the next block."""
         of_attention, of_mlp = self.shifts[position % len(self.shifts)].chunk(2, dim=1)
-        normed = F.rms_norm(features, self.attention_norm.shape, self.attention_norm, EPS) + of_attention
+        normed = F.layer_norm(features, self.attention_norm.shape, self.attention_norm, None, EPS) + of_attention
         features.addmm_(self._attend(position, turned, normed @ self.qkv_proj).flatten(1), self.out_proj)
-        normed = F.rms_norm(features, self.mlp_norm.shape, self.mlp_norm, EPS) + of_mlp
+        normed = F.layer_norm(features, self.mlp_norm.shape, self.mlp_norm, None, EPS) + of_mlp
         torch.mm(normed, self.up_proj, out=self.inner).relu_().square_()
         features.addmm_(self.inner, self.down_proj)
 
@@ -122,8 +122,8 @@ class _Block(Buffers):
         """What a position attends to, of its query, key and value side by side; the last two are kept."""
         queries, keys, values = torch.split(joined, [self.heads * self.dim, self.dim, self.dim], dim=1)
         queries = rearrange(queries, "n (heads dim) -> n heads dim", heads=self.heads)
-        queries = turned.turn(F.rms_norm(queries, self.q_norm.shape, self.q_norm, EPS)) * self.dim**-0.5
-        self.keys[:, :, position] = turned.turn(F.rms_norm(keys, self.k_norm.shape, self.k_norm, EPS))
+        queries = turned.turn(F.layer_norm(queries, self.q_norm.shape, self.q_norm, None, EPS)) * self.dim**-0.5
+        self.keys[:, :, position] = turned.turn(F.layer_norm(keys, self.k_norm.shape, self.k_norm, None, EPS))
         self.values[:, position] = values
         weights = self.scores[: len(queries) * self.heads * (position + 1)].view(-1, self.heads, position + 1)
         torch.bmm(queries, self.keys[:, :, : position + 1], out=weights)

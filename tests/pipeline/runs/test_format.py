@@ -17,7 +17,7 @@ import torch
 
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.data.code_maps import read_index, read_parts
-from pipeline.runs.saved import DecoderRun, VQVAERun, read_config
+from pipeline.runs.saved import DecoderRun, PriorRun, VQVAERun, read_config
 from pipeline.storage import (
     load_tensors,
     read_json,
@@ -98,7 +98,7 @@ def test_an_adversarial_model_of_format_4_has_an_objective_and_jpegs_decoded_who
     write_json(path, old | {"model": old["model"] | {"adversarial": adversarial, "adversarial_weight": 0.5}})
     saved = read_config(path.parent, VQVAERun)
     assert (saved.model.objective, saved.model.adversarial_weight, saved.data.draft) == (objective, 0.5, False)
-    assert saved.format_version == 6 and saved.model.hidden == old["model"]["hidden"]
+    assert saved.format_version == 7 and saved.model.hidden == old["model"]["hidden"]
     trained = saved.model.discriminator_rate, saved.model.adversarial_start
     assert trained == ((1.0, 0.3) if adversarial else (0.25, 0.0)), "as it was trained"
 
@@ -113,6 +113,17 @@ def test_a_discriminator_of_format_5_goes_on_at_the_learning_rate_of_all_else(tm
     decoder = {"objective": {"adversarial_weight": 0.02}, "training": old["training"], "codes_sha256": "0"}
     write_json(tmp_path / "config.json", {"format_version": 5, "kind": "decoder", **decoder})
     assert read_config(tmp_path, DecoderRun).objective.discriminator_rate == 1
+
+
+def test_a_transformer_of_format_6_is_refused_as_its_weights_meant_another_network(tmp_path: Path) -> None:
+    path = copy(tmp_path) / "prior" / "0" / "config.json"
+    old = read_json(path)
+    assert isinstance(old["model"], dict)
+    write_json(path, old | {"format_version": 6})
+    assert read_config(path.parent, PriorRun).model.prior == "pixelcnn"
+    write_json(path, old | {"format_version": 6, "model": old["model"] | {"prior": "transformer"}})
+    with pytest.raises(CheckpointError, match=r"0/config.json: this transformer .* train it anew"):
+        read_config(path.parent, PriorRun)
 
 
 def test_the_stored_codes_and_samples_go_on(tmp_path: Path) -> None:
@@ -193,7 +204,7 @@ def test_a_folder_of_format_3_is_refused_by_name(tmp_path: Path) -> None:
     run = copy(tmp_path)
     for stage in (run / "prior" / "0", run / "vqvae"):
         write_json(stage / "config.json", {**read_json(stage / "config.json"), "format_version": 3})
-        with pytest.raises(CheckpointError, match=r"config.json has format_version 3; this version reads 4 to 6"):
+        with pytest.raises(CheckpointError, match=r"config.json has format_version 3; this version reads 4 to 7"):
             load(run)
 
 

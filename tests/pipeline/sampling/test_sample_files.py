@@ -206,7 +206,7 @@ def test_a_folder_of_something_else_is_left_alone(trained: Path) -> None:
     Path("mine/000000.png").write_bytes(b"a picture of mine")
     with pytest.raises(UsageError, match="mine exists already, and has no request"):
         generate_files(trained, n=1, out="mine")
-    Path("mine", REQUEST).write_text(json.dumps({"format_version": 6, "kind": "letter"}))
+    Path("mine", REQUEST).write_text(json.dumps({"format_version": 7, "kind": "letter"}))
     with pytest.raises(CheckpointError, match=r"request\.json is not a file of this kind"):
         generate_files(trained, n=1, out="mine")
     assert Path("mine/000000.png").read_bytes() == b"a picture of mine"
