@@ -1,5 +1,6 @@
 """A loaded run: encode, decode, reconstruct, sample."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,6 +12,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from pipeline import processes
+from pipeline.arithmetic import exact_products
 from pipeline.config.options import build
 from pipeline.config.sampling import DecoderName, FloatPrecision, SampleConfig
 from pipeline.data.code_maps import join_levels
@@ -38,6 +40,7 @@ class Model:
     run: Run
     vqvae: LoadedVQVAE
     priors: tuple[LoadedPrior, ...]  # one a level, or none
+    precision: FloatPrecision
 
     def __repr__(self) -> str:
         config = self.vqvae.config.model
@@ -52,17 +55,17 @@ class Model:
         """Where the weights are."""
         return self.vqvae.network.data_variance.device
 
-    @property
-    def precision(self) -> FloatPrecision:
-        """The precision of the weights."""
-        return "float64" if self.vqvae.network.data_variance.dtype == torch.float64 else "float32"
+    def exact(self) -> AbstractContextManager[None]:
+        """The arithmetic of its precision, whatever was set outside: codes are the same on every machine (of tf32, on
+        most)."""
+        return exact_products(self.device, self.precision == "tf32")
 
     def encode(self, images: Images, reporter: Reporter | None = None) -> Codes:
         """Codes of images, uint8 (n, c, h, w), a tensor a level (see VQVAE.encode). Raises UsageError when they do not
         fit."""
         given, size = check_images(images, self.vqvae.config.model), self.images_at_a_time
         steps = (reporter or Silent()).steps(range(max(1, -(-len(given) // size))), "encode")
-        with stage_errors_as_usage():
+        with stage_errors_as_usage(), self.exact():
             batches = (batch_of(given, step * size, size).to(self.device) for step in steps)
             parts = [tuple(level.cpu() for level in self.vqvae.network.encode(batch)) for batch in batches]
         return join_levels(parts)
@@ -72,7 +75,7 @@ class Model:
         levels = check_codes(codes, self.vqvae.config.model)
         batches = list(zip(*(torch.split(level, self.images_at_a_time) for level in levels), strict=True))
         steps = (reporter or Silent()).steps(range(len(batches)), "decode")
-        with stage_errors_as_usage():
+        with stage_errors_as_usage(), self.exact():
             on_device = (tuple(level.to(self.device) for level in batches[step]) for step in steps)
             return torch.cat([self.vqvae.network.decode(batch).cpu() for batch in on_device])
 
@@ -111,7 +114,9 @@ class Model:
             return LatentSampler(self.vqvae, self.decode, seed, self.resolve(options), label)
         if not self.priors:
             raise CheckpointError("this run has no finished prior to sample from; train one with `gen train-prior`")
-        return CodeSampler(self.vqvae, self.decode, seed, self.resolve(options), label, self.priors)
+        return CodeSampler(
+            self.vqvae, self.decode, seed, self.resolve(options), label, self.priors, self.precision == "tf32"
+        )
 
     def resolve(self, options: SamplingOptions) -> SamplingOptions:
         """The options with numbers for the guidance and the temperature: where none is given the default of this run,
@@ -193,14 +198,14 @@ def load(
 
 def _load(run: Run, device: str | torch.device | None, precision: FloatPrecision) -> Model:
     if not (isinstance(precision, str) and precision in get_args(FloatPrecision)):
-        raise UsageError(f"precision {precision!r:.60} is neither of {' and '.join(get_args(FloatPrecision))}")
+        raise UsageError(f"precision {precision!r:.60} is none of {', '.join(get_args(FloatPrecision))}")
     found = processes.find_device(device)
     vqvae = load_vqvae(run, found)
     priors = load_priors(run, vqvae.codes_sha256, found)
     if precision == "float64":
         for network in (vqvae.network, *(prior.network for prior in priors)):
             network.double()
-    return Model(run, vqvae, priors)
+    return Model(run, vqvae, priors, precision)
 
 
 def loaded(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from pipeline.arithmetic import exact_products
 from pipeline.data.code_maps import code_dtype
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.randomness import Purpose, stream
@@ -124,6 +125,7 @@ class CodeSampler(Sampler):
     """
 
     priors: Sequence[LoadedPrior]
+    tf32: bool = False
     _steppers: dict[int, list[Stepper]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,7 +145,7 @@ class CodeSampler(Sampler):
         device, width = self.vqvae.network.data_variance.device, self.priors[-1].config.model.width
         noise = Noise(self.seed, torch.from_numpy(image_indices).to(device))
         there = None if known is None else tuple(level.long().to(device) for level in known)
-        with fast_products(device, len(image_indices), width):
+        with exact_products(device, self.tf32), fast_products(device, len(image_indices), width):
             sampled = draw_levels(self._steppers_for(len(image_indices)), noise, labels, self.options, there)
         dtype = code_dtype(self.vqvae.config.model)
         return SampledLevels(

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline import processes
+from pipeline.arithmetic import exact_products
 from pipeline.config.training import AugmentConfig
 from pipeline.data.code_maps import (
     PARTS,
@@ -101,7 +102,8 @@ class Encoder:
 
     def _encode(self, images: np.ndarray) -> Codes:
         batch = torch.from_numpy(images).to(self.network.data_variance.device)
-        return tuple(level.cpu() for level in self.network.encode(batch))
+        with exact_products(batch.device):
+            return tuple(level.cpu() for level in self.network.encode(batch))
 
 
 def extract(

@@ -55,7 +55,7 @@ def test_what_names_no_run_is_refused(run: Any) -> None:
 
 @pytest.mark.parametrize("precision", ["", "half", 64, np.zeros(2)])
 def test_a_precision_that_there_is_none_of_is_refused(trained: Path, precision: Any) -> None:
-    with pytest.raises(UsageError, match="is neither of float32 and float64"):
+    with pytest.raises(UsageError, match="is none of float32, float64, tf32"):
         load(trained, precision=precision)
 
 
