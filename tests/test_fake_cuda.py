@@ -14,8 +14,20 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
-from stage2_prior import CodeBatch, Noise, Prior, PriorConfig, PriorTask, SamplingOptions, code_nats, draw, stepper_of
+from stage1_vqvae import VQVAE, DecoderTask, ObjectiveConfig, VQVAEConfig, VQVAETask
+from stage2_prior import (
+    CodeBatch,
+    Noise,
+    Prior,
+    PriorConfig,
+    PriorTask,
+    SamplingOptions,
+    code_nats,
+    draw,
+    draw_levels,
+    mixture_bits,
+    stepper_of,
+)
 from tests.stage2_prior.priors import prior_classes
 
 DISCRETE, CONTINUOUS = ("vq", "gumbel", "fsq"), ("gaussian", "mmd", "none")
@@ -95,6 +107,29 @@ def test_stage_2_learns_scores_and_draws_on_the_device(kind: type[Prior], coarse
         stepper = stepper_of(prior, 2, guidance)
         stepper.begin(batch.labels, batch.coarser)
         assert_on_gpu(draw(stepper, Noise(3, torch.arange(2)), options, known)._asdict())
+
+
+@pytest.mark.parametrize("bottleneck", ["vq", "gaussian"])
+def test_a_decoder_trained_further_stays_on_the_device(bottleneck: str) -> None:
+    network = stage1(bottleneck, likelihood="gaussian").network
+    task = DecoderTask(network, ObjectiveConfig(features="kmeans"))
+    for mode in (task.train(), task.eval()):
+        output = mode(images(), 0.5)
+        assert_on_gpu({"loss": output.loss} | output.metrics)
+    assert_on_gpu(task.evaluate(images()))
+
+
+@pytest.mark.parametrize("kind", prior_classes())
+def test_levels_are_drawn_and_scored_on_the_device(kind: type[Prior]) -> None:
+    coarse = kind(PriorConfig(height=1, width=2, num_codes=5, num_classes=3, hidden=16, layers=2, head=16))
+    fine, batch = stage2(kind, (5,))
+    steppers = [stepper_of(prior, 2, 1.0) for prior in (coarse, fine)]
+    drawn = draw_levels(steppers, Noise(3, torch.arange(2)), batch.labels, SamplingOptions())
+    found = {"coarse": drawn.codes[0], "fine": drawn.codes[1], "sum": drawn.log_probability}
+    assert_on_gpu(found | {"known": drawn.known_log_probability})
+    bits = mixture_bits([coarse, fine], [*batch.coarser, batch.codes], {0: 0.5, 2: 0.5})
+    assert [level.shape for level in bits] == [(2, 1, 2), (2, 2, 4)]
+    assert {level.device.type for level in bits} == {"cpu"}, "what people read"
 
 
 def test_a_tensor_on_another_device_is_found() -> None:
