@@ -40,7 +40,7 @@ class ImageBatches:
         if self.flip:
             mirrored = flips(self.seed, batch, self.population)
             pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
-        return torch.from_numpy(pixels).to(device)
+        return _sent(torch.from_numpy(pixels), device)
 
     def validation_batches(
         self, rank: int, world_size: int, device: torch.device
@@ -48,7 +48,7 @@ class ImageBatches:
         """This process's part of the validation images; at least one batch, if an empty one."""
         _, height, width = self.images.shape
         for chosen in _divided(self.parts.validation, rank, world_size, height * width * _WIDTH):
-            yield torch.from_numpy(self.images.images[chosen]).to(device)
+            yield _sent(torch.from_numpy(self.images.images[chosen]), device)
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,13 @@ class CodeBatches:
 
 
 def _to_device(levels: Sequence[Tensor], labels: Tensor | None, items: Tensor, device: torch.device) -> CodeBatch:
-    *coarser, codes = (level.long().to(device) for level in levels)
-    return CodeBatch(codes, None if labels is None else labels[items].to(device), coarser)
+    *coarser, codes = (_sent(level, device).long() for level in levels)
+    return CodeBatch(codes, None if labels is None else _sent(labels[items], device), coarser)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On its way to the device: of pinned memory nobody waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _divided(indices: Int[np.ndarray, "n"], rank: int, world_size: int, values: int) -> list[Int[np.ndarray, "_"]]:

@@ -45,6 +45,7 @@ from pipeline.training.loop.optimization import (
     take_step,
     unchanged_unless,
 )
+from pipeline.training.loop.read_ahead import ReadAhead
 from pipeline.training.loop.task import Batch, ReportedT, Task, TaskOutput, TrainingData
 
 LOGGED_LINES = 200  # lines of metrics.jsonl over a run, about
@@ -91,6 +92,7 @@ class Trainer(Generic[Batch, ReportedT]):
         record = StepRecord(self.config.steps or 0)
         self.state = TrainingState(self.module, make_optimizer(self.task, self.module, self.config), average, record)
         self.checkpoints = self.folder / CHECKPOINTS
+        self._read_ahead: ReadAhead[Batch] = ReadAhead(self._batches)
 
     def start(self) -> None:
         """Let `begin` fill weights, and the task fit itself to a few batches; give every process the same result."""
@@ -199,15 +201,10 @@ class Trainer(Generic[Batch, ReportedT]):
 
     def _accumulate(self, step: int, progress: float) -> StepResult[ReportedT]:
         """Gradients of the mean loss over this process's micro-batches (DDP takes the mean over processes)."""
-        indices = self._batch_indices(step)
-        parts = self.config.micro_batches or 1
-        size, own = self.config.batch_size // parts, parts // self.accelerator.num_processes
-        first = self.accelerator.process_index * own
-        results = []
-        for part in range(first, first + own):
+        batches, results = self._read_ahead.of_step(step, self.state.record.total_steps - 1), []
+        own, first = len(batches), self._first_part
+        for part, batch in enumerate(batches, first):
             torch.manual_seed(number(self.config.seed, Purpose.TRAINING_NOISE, step, part))
-            chosen = slice(part * size, (part + 1) * size)
-            batch = self.training_batch(BatchIndices(indices.items[chosen], indices.epochs[chosen]))
             is_last = part == first + own - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
                 with self.autocast():
@@ -217,6 +214,21 @@ class Trainer(Generic[Batch, ReportedT]):
         names = results[0].metrics
         metrics = {name: torch.stack([result.metrics[name] for result in results]).mean() for name in names}
         return StepResult(metrics, [_add_up(same) for same in zip(*(r.statistics for r in results), strict=True)])
+
+    @property
+    def _first_part(self) -> int:
+        """The number of this process's first micro-batch."""
+        return self.accelerator.process_index * (self.config.micro_batches or 1) // self.accelerator.num_processes
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This process's micro-batches of a step."""
+        indices, parts = self._batch_indices(step), self.config.micro_batches or 1
+        size, own = self.config.batch_size // parts, parts // self.accelerator.num_processes
+        starts = [part * size for part in range(self._first_part, self._first_part + own)]
+        return [
+            self.training_batch(BatchIndices(indices.items[start : start + size], indices.epochs[start : start + size]))
+            for start in starts
+        ]
 
     def _over_processes(self, statistics: Sequence[ReportedT]) -> list[ReportedT]:
         if self.accelerator.num_processes == 1:
