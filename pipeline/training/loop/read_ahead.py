@@ -1,8 +1,13 @@
-"""The batches of the next step are made while this step computes: read, cut out, mirrored, and sent to the device."""
+"""The batches of the next step are made while this step computes: read, cut out, mirrored, and sent to the device.
+
+Where the device is the CPU itself the thread takes from the step what it saves: there each step makes its own.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic
+
+import torch
 
 from pipeline.training.loop.task import Batch
 
@@ -14,8 +19,8 @@ class ReadAhead(Generic[Batch]):
     was asked for before: there is nothing to save and nothing to resume.
     """
 
-    def __init__(self, make: Callable[[int], Sequence[Batch]]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[int], Sequence[Batch]], device: torch.device) -> None:
+        self._make, self._ahead = make, device.type != "cpu"
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._next: tuple[int, Future[Sequence[Batch]]] | None = None
 
@@ -23,5 +28,6 @@ class ReadAhead(Generic[Batch]):
         """The batches of this step; those of the next one are begun, unless this is the `last`."""
         begun = self._next[1] if self._next is not None and self._next[0] == step else None
         batches = self._make(step) if begun is None else begun.result()
-        self._next = (step + 1, self._thread.submit(self._make, step + 1)) if step < last else None
+        begins = self._ahead and step < last
+        self._next = (step + 1, self._thread.submit(self._make, step + 1)) if begins else None
         return batches

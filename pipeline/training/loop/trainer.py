@@ -92,7 +92,7 @@ class Trainer(Generic[Batch, ReportedT]):
         record = StepRecord(self.config.steps or 0)
         self.state = TrainingState(self.module, make_optimizer(self.task, self.module, self.config), average, record)
         self.checkpoints = self.folder / CHECKPOINTS
-        self._read_ahead: ReadAhead[Batch] = ReadAhead(self._batches)
+        self._read_ahead: ReadAhead[Batch] = ReadAhead(self._batches, self.device)
 
     def start(self) -> None:
         """Let `begin` fill weights, and the task fit itself to a few batches; give every process the same result."""

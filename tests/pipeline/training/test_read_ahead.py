@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.training.loop.read_ahead import ReadAhead
 
-LAST = 9
+LAST, GPU = 9, torch.device("cuda")
 
 
 class Making:
@@ -26,7 +26,7 @@ class Making:
 
 
 def test_each_step_gets_its_own_whatever_was_asked_for_before() -> None:
-    ahead = ReadAhead(Making())
+    ahead = ReadAhead(Making(), GPU)
     for step in (0, 1, 2, 5, 6, 0, 1, 8, 9, 9):
         first, second = ahead.of_step(step, LAST)
         assert first.tolist() == [step, step] and second.tolist() == [-step]
@@ -34,7 +34,7 @@ def test_each_step_gets_its_own_whatever_was_asked_for_before() -> None:
 
 def test_the_next_step_is_made_in_a_thread_and_none_beyond_the_last() -> None:
     making = Making()
-    ahead = ReadAhead(making)
+    ahead = ReadAhead(making, GPU)
     for step in (3, 4, 8, 9):
         ahead.of_step(step, LAST)
     ahead._thread.shutdown()
@@ -42,7 +42,14 @@ def test_the_next_step_is_made_in_a_thread_and_none_beyond_the_last() -> None:
 
 
 def test_what_fails_ahead_fails_in_its_step() -> None:
-    ahead = ReadAhead(Making())
+    ahead = ReadAhead(Making(), GPU)
     ahead.of_step(6, LAST)
     with pytest.raises(OSError, match="no such image"):
         ahead.of_step(7, LAST)
+
+
+def test_on_a_cpu_each_step_makes_its_own() -> None:
+    making = Making()
+    ahead = ReadAhead(making, torch.device("cpu"))
+    assert [int(ahead.of_step(step, LAST)[0][0]) for step in (0, 1, 4)] == [0, 1, 4]
+    assert making.made == [(0, True), (1, True), (4, True)]
