@@ -19,10 +19,7 @@ def read_current(path: Path) -> JsonObject:
     content = read_json(path)
     version = content.get("format_version")
     while isinstance(version, int) and version in _MIGRATIONS:
-        try:
-            content = _MIGRATIONS[version](content) | {"format_version": version + 1}
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        content = _MIGRATIONS[version](content) | {"format_version": version + 1}
         version += 1
     if version != FORMAT_VERSION:
         older = "; train the run anew, or read it with the version of gen that wrote it" if version in (1, 2, 3) else ""
@@ -53,13 +50,11 @@ def _from_5(content: JsonObject) -> JsonObject:
 
 
 def _from_6(content: JsonObject) -> JsonObject:
-    """The transformer had another normalisation, with weights of the same names and another meaning."""
+    """Transformers were normalised in another way, with weights of the same names."""
     model = content.get("model")
-    if content.get("kind") == "prior" and isinstance(model, dict) and model.get("prior") == "transformer":
-        raise CheckpointError(
-            "this transformer was trained by a version of gen in development, whose network was another; train it anew"
-        )
-    return content
+    if content.get("kind") != "prior" or not isinstance(model, dict):
+        return content
+    return content | {"model": {"normalisation": "rms", **model}}
 
 
 _MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4, 5: _from_5, 6: _from_6})

@@ -47,6 +47,11 @@ class PriorConfig:
         description="Number of codes of each coarser level, coarsest first.",
         json_schema_extra={"from_data": True},
     )
+    normalisation: Literal["layer", "rms"] = Field(
+        default="layer",
+        description="What a transformer normalises with: rms in runs of format 6, layer in later ones.",
+        json_schema_extra={"from_data": True},
+    )
     prior: PriorName = Field(
         default="pixelcnn",
         description="Network: pixelcnn, two stacks of gated causal convolutions; pixelsnail, gated residual blocks "

@@ -33,7 +33,7 @@ def likelihood(model: Model, images: Labelled, reporter: Reporter) -> Likelihood
     levels: list[tuple[Tensor, ...]] = []
     pixels: list[Tensor] = []
     size = images_at_a_time(model)
-    with stage_errors_as_usage(), torch.no_grad(), model.exact():
+    with stage_errors_as_usage(), torch.no_grad(), model.arithmetic():
         for step in reporter.steps(range(-(-len(images.images) // size)), "nats"):
             batch = batch_of(images.images, step * size, size).to(model.device)
             codes = model.vqvae.network.encode(batch)

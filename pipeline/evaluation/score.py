@@ -77,7 +77,7 @@ def score(
     given = check_images(images, model.vqvae.config.model)
     if not len(given):
         raise UsageError("there are no images to score; give one at least")
-    with stage_errors_as_usage(), torch.no_grad(), model.exact():
+    with stage_errors_as_usage(), torch.no_grad(), model.arithmetic():
         return _score(model, given, label, reporter or Silent())
 
 

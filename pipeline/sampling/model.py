@@ -55,9 +55,9 @@ class Model:
         """Where the weights are."""
         return self.vqvae.network.data_variance.device
 
-    def exact(self) -> AbstractContextManager[None]:
-        """The arithmetic of its precision, whatever was set outside: codes are the same on every machine (of tf32, on
-        most)."""
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """The arithmetic of its precision, whatever was set outside: codes agree between machines but for rare ties; in
+        tf32 a few more differ. The settings are those of the process, so use one model at a time in it."""
         return exact_products(self.device, self.precision == "tf32")
 
     def encode(self, images: Images, reporter: Reporter | None = None) -> Codes:
@@ -65,7 +65,7 @@ class Model:
         fit."""
         given, size = check_images(images, self.vqvae.config.model), self.images_at_a_time
         steps = (reporter or Silent()).steps(range(max(1, -(-len(given) // size))), "encode")
-        with stage_errors_as_usage(), self.exact():
+        with stage_errors_as_usage(), self.arithmetic():
             batches = (batch_of(given, step * size, size).to(self.device) for step in steps)
             parts = [tuple(level.cpu() for level in self.vqvae.network.encode(batch)) for batch in batches]
         return join_levels(parts)
@@ -75,7 +75,7 @@ class Model:
         levels = check_codes(codes, self.vqvae.config.model)
         batches = list(zip(*(torch.split(level, self.images_at_a_time) for level in levels), strict=True))
         steps = (reporter or Silent()).steps(range(len(batches)), "decode")
-        with stage_errors_as_usage(), self.exact():
+        with stage_errors_as_usage(), self.arithmetic():
             on_device = (tuple(level.to(self.device) for level in batches[step]) for step in steps)
             return torch.cat([self.vqvae.network.decode(batch).cpu() for batch in on_device])
 

@@ -10,8 +10,8 @@ _PER_DRAW = 8  # bytes of a 64-bit integer
 
 
 class Dropout(nn.Module):
-    """As nn.Dropout (Srivastava et al. 2014), whose masks are a tenth of a transformer's training step on a CPU: there
-    each value is kept or not by one byte, and eight come of one random number.
+    """As nn.Dropout (Srivastava et al. 2014), whose masks are a tenth of a transformer's training step on a CPU. There
+    one random byte decides for each value, and one 64-bit random number gives eight bytes.
 
     So on a CPU the rate is a multiple of 1/256, the nearest one.
     """
@@ -32,6 +32,7 @@ class Dropout(nn.Module):
 
 def _bytes_like(features: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
     """Random bytes, which lie in memory as the features do."""
-    draws = torch.empty(-(-features.numel() // _PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty(-(-features.numel() // _PER_DRAW), dtype=torch.int64, device=features.device)
+    draws.random_(-(2**63), None)
     strides = torch.empty_like(features, device="meta").stride()
     return draws.view(torch.uint8).as_strided(features.shape, strides)

@@ -1,5 +1,7 @@
 """Codes, pictures and likelihoods do not depend on what torch was told to round to."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,7 +72,7 @@ def test_settings_are_exact_within_and_return_afterwards(
             module.register_forward_pre_hook(lambda *_: seen.append(settings()))
     WORK[work](model)
     faster = precision == "tf32" and work != "extract"  # the codes that a prior learns are always exact
-    expected = EXACT | ({"cublas": "tf32", "cudnn": "tf32"} if faster else {})
+    expected = EXACT | ({name: "tf32" for name in _backends() if name.startswith("cu")} if faster else {})
     assert seen and all(found == expected for found in seen)
     assert settings() == rounding
 
@@ -81,3 +83,24 @@ def test_results_are_those_without_any_rounding(trained: Path, work: str, reques
     request.getfixturevalue("rounding")
     for ours, theirs in zip(exact, WORK[work](load(trained)), strict=True):
         assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+FOLLOWING = """
+import torch
+from pipeline.arithmetic import _backends, exact_products
+
+def found():
+    return {backend.fp32_precision for backend in _backends().values()}
+
+torch.backends.fp32_precision = "tf32"
+with exact_products(torch.device("cpu")):
+    assert found() == {"ieee"}
+assert found() == {"tf32"}
+torch.backends.fp32_precision = "ieee"
+assert found() == {"ieee"}
+"""
+
+
+def test_what_followed_a_general_setting_follows_it_afterwards() -> None:
+    """In a process of its own: torch cannot be brought back to the settings that it begins with."""
+    subprocess.run([sys.executable, "-c", FOLLOWING], check=True)

@@ -48,3 +48,8 @@ def test_masks_follow_the_seed_and_evaluation_drops_nothing() -> None:
     assert torch.equal(Dropout(0.5).eval()(features), features) and torch.equal(drop(features, 0.0), features)
     assert torch.equal(drop(features, 0.0019), features), "nearer to 0 than to 1 of 256"
     assert drop(torch.ones(2**16), 0.9999).max() == 256, "one of 256 stays"
+
+
+def test_features_without_values_have_a_shape() -> None:
+    assert Dropout(0.5).train()(torch.ones(4, 6, device="meta")).shape == (4, 6)
+    assert drop(torch.ones(0, 3), 0.5).shape == (0, 3)

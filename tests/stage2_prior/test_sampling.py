@@ -1,6 +1,7 @@
 """Drawing: sharpening against naive computations, the loop against the definition, and the same image in any batch."""
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -173,13 +174,26 @@ MAPS: dict[tuple[PriorName, int], list[list[list[int]]]] = {
 SEEDS: dict[PriorName, int] = {"pixelcnn": 7, "pixelsnail": 7, "transformer": 8}  # with which no rounding decides
 
 
-@pytest.mark.parametrize(("name", "level"), MAPS)
+# Of transformers from before format 7.
+RMS_MAPS: dict[tuple[PriorName, int], list[list[list[int]]]] = {
+    ("transformer", 0): MAPS["transformer", 0],
+    ("transformer", 1): [[[1, 0, 2], [2, 2, 3]], [[3, 0, 2], [1, 3, 2]], [[3, 3, 2], [2, 3, 2]]],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "normalisation", "maps"),
+    [(*which, "layer", maps) for which, maps in MAPS.items()]
+    + [(*which, "rms", maps) for which, maps in RMS_MAPS.items()],
+)
 @torch.no_grad()
-def test_what_fixed_weights_draw_is_written_down(name: PriorName, level: int) -> None:
+def test_what_fixed_weights_draw_is_written_down(
+    name: PriorName, level: int, normalisation: Literal["layer", "rms"], maps: list[list[list[int]]]
+) -> None:
     """The same weights and seed are the same pictures in every later version."""
-    sizes = {"height": 2, "width": 3, "num_codes": 5, "num_classes": 2, "hidden": 4, "layers": 2, "head": 4}
-    heads = None if name == "pixelcnn" else 1
-    prior = make_prior(PriorConfig(prior=name, coarser=(5,) * level, attention_heads=heads, **sizes)).double().eval()
+    sizes: dict[str, Any] = {"height": 2, "width": 3, "num_codes": 5, "num_classes": 2, "hidden": 4, "layers": 2}
+    sizes |= {"head": 4, "attention_heads": None if name == "pixelcnn" else 1, "normalisation": normalisation}
+    prior = make_prior(PriorConfig(prior=name, coarser=(5,) * level, **sizes)).double().eval()
     for number, parameter in enumerate(prior.parameters()):
         steps = torch.arange(parameter.numel(), dtype=torch.float64)
         parameter.copy_((((7 * steps + 3 * number) % 11 - 5) / 6).reshape(parameter.shape))
@@ -192,7 +206,7 @@ def test_what_fixed_weights_draw_is_written_down(name: PriorName, level: int) ->
     noise = gumbel(words, torch.arange(6), 5).reshape(2, 3, 3, 5).permute(2, 3, 0, 1)
     first, second = (prior(codes, labels, coarser) + noise).topk(2, dim=1).values.unbind(1)
     assert float((first - second).min()) > 0.02, "no rounding decides"
-    assert codes.tolist() == MAPS[name, level]
+    assert codes.tolist() == maps
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2, 3, 4, 100])

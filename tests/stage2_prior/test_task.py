@@ -1,6 +1,7 @@
 """What a prior gives to the training loop."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,16 +21,16 @@ def test_a_summary_has_nats_per_code_and_bits_per_image() -> None:
 
 
 def test_options_without_effect_are_named_with_what_they_belong_to() -> None:
-    sizes = {"height": 4, "width": 5, "num_codes": 7, "hidden": 16}
+    sizes: dict[str, Any] = {"height": 4, "width": 5, "num_codes": 7, "hidden": 16}
     given = ["hidden", "label_dropout", "condition_blocks", "attention_heads"]
-    assert PriorConfig(**sizes).without_effect(given) == [  # type: ignore[arg-type]
+    assert PriorConfig(**sizes).without_effect(given) == [
         "--attention-heads belongs to --prior pixelsnail and transformer; leave it out",
         "--condition-blocks belongs to levels that have a coarser one; leave it out",
         "--label-dropout belongs to data with classes; leave it out",
     ]
     all_have_one = PriorConfig(**sizes, prior="pixelsnail", coarser=(7,), num_classes=3)
     assert all_have_one.without_effect(given) == []
-    assert PriorConfig(**sizes).without_effect(["hidden"]) == []  # type: ignore[arg-type]
+    assert PriorConfig(**sizes).without_effect(["hidden"]) == []
 
 
 def test_training_needs_no_data_to_start_from_and_resets_nothing() -> None:

@@ -24,7 +24,7 @@ def normed(vector: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def test_attention_is_a_softmax_over_turned_and_normalised_queries_and_keys() -> None:
     torch.manual_seed(1)
-    attention = RotaryAttention(16, 2).double()
+    attention = RotaryAttention(PriorConfig(hidden=16, attention_heads=2)).double()
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.normal_()

@@ -31,3 +31,8 @@ class ReadAhead(Generic[Batch]):
         begins = self._ahead and step < last
         self._next = (step + 1, self._thread.submit(self._make, step + 1)) if begins else None
         return batches
+
+    def close(self) -> None:
+        """Begin nothing more, and let go of what was made."""
+        self._next = None
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -128,7 +128,11 @@ class Trainer(Generic[Batch, ReportedT]):
         record = self.state.record
         log = Log(self.accelerator, self.reporter, self.folder, self.config, record)
         interval, due = SaveInterval(self.accelerator), False
-        with own_random_numbers(self.device), Interruption(self.accelerator) as interruption:
+        with (
+            own_random_numbers(self.device),
+            contextlib.closing(self._read_ahead),
+            Interruption(self.accelerator) as interruption,
+        ):
             last = record.step if self._is_overfit() else record.total_steps
             name = f"prior/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
             for step in self.reporter.steps(range(record.step, last), name):

@@ -1,11 +1,11 @@
 """What the transformer is made of: multi-query attention over all positions so far, and a block around it.
 
 Vaswani et al. 2017, "Attention Is All You Need", with what later networks of text are made of: normalisation before
-each part (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture"; of RMSNorm, which leaves the
-mean, torch has no kernel for CPUs), positions as rotations of queries and keys (Su et al. 2021, "RoFormer", equation
-34; one half of the channels turns with the row, the other with the column), normalised queries and keys (Dehghani et
-al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2), and a squared ReLU (So et al. 2021,
-"Primer").
+each part (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture"; not by RMSNorm, which does not
+subtract the mean, because torch has no fused kernel of it for CPUs), positions as rotations of queries and keys (Su et
+al. 2021, "RoFormer", equation 34; one half of the channels turns with the row, the other with the column), normalised
+queries and keys (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2), and a
+squared ReLU (So et al. 2021, "Primer").
 """
 
 from typing import NamedTuple
@@ -49,20 +49,31 @@ def rotations(size: tuple[int, int], dim: int, like: Tensor) -> Rotations:
     return Rotations(angles.cos().to(like), angles.sin().to(like))
 
 
-def layer_norm(channels: int) -> nn.LayerNorm:
-    """Layer normalisation (Ba et al. 2016) without a bias."""
-    return nn.LayerNorm(channels, EPS, bias=False)
+def make_norm(config: PriorConfig, channels: int) -> nn.LayerNorm | nn.RMSNorm:
+    """Layer normalisation (Ba et al. 2016) without a bias or, in a network of format 6, RMSNorm (Zhang & Sennrich
+    2019)."""
+    return nn.RMSNorm(channels, EPS) if config.normalisation == "rms" else nn.LayerNorm(channels, EPS, bias=False)
+
+
+def normalised(
+    config: PriorConfig, features: Float[Tensor, "... c"], weight: Float[Tensor, "c"]
+) -> Float[Tensor, "... c"]:
+    """What the module of `make_norm` with this weight computes."""
+    if config.normalisation == "rms":
+        return F.rms_norm(features, weight.shape, weight, EPS)
+    return F.layer_norm(features, weight.shape, weight, None, EPS)
 
 
 class RotaryAttention(nn.Module):
     """Each position attends to itself and all earlier ones. All heads share one set of keys and values."""
 
-    def __init__(self, hidden: int, heads: int) -> None:
+    def __init__(self, config: PriorConfig) -> None:
         super().__init__()
-        self.heads, self.dim = heads, hidden // heads
+        hidden = config.hidden
+        self.heads, self.dim = config.heads, hidden // config.heads
         self.q_proj = nn.Linear(hidden, hidden, bias=False)
         self.kv_proj = nn.Linear(hidden, 2 * self.dim, bias=False)
-        self.q_norm, self.k_norm = layer_norm(self.dim), layer_norm(self.dim)
+        self.q_norm, self.k_norm = make_norm(config, self.dim), make_norm(config, self.dim)
         self.out_proj = nn.Linear(hidden, hidden, bias=False)
         nn.init.zeros_(self.out_proj.weight)  # a block begins as the identity
 
@@ -84,8 +95,8 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         hidden = config.hidden
-        self.attention_norm, self.mlp_norm = layer_norm(hidden), layer_norm(hidden)
-        self.attention = RotaryAttention(hidden, config.heads)
+        self.attention_norm, self.mlp_norm = make_norm(config, hidden), make_norm(config, hidden)
+        self.attention = RotaryAttention(config)
         self.up_proj = nn.Linear(hidden, WIDENING * hidden, bias=False)
         self.down_proj = nn.Linear(WIDENING * hidden, hidden, bias=False)
         nn.init.zeros_(self.down_proj.weight)

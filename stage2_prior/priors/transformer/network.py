@@ -9,7 +9,7 @@ from stage2_prior.config import PriorConfig
 from stage2_prior.priors.base import Prior, head
 from stage2_prior.priors.conditioning import Condition
 from stage2_prior.priors.pixelsnail.layers import FirstConv
-from stage2_prior.priors.transformer.layers import TransformerBlock, layer_norm, rotations
+from stage2_prior.priors.transformer.layers import TransformerBlock, make_norm, rotations
 from stage2_prior.priors.transformer.stepper import TransformerStepper
 
 
@@ -24,7 +24,7 @@ class Transformer(Prior):
         super().__init__(config)
         self.first = FirstConv(config.hidden, config.hidden, config.first_kernel)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
-        self.norm = layer_norm(config.hidden)
+        self.norm = make_norm(config, config.hidden)
         self.head = head(config)
 
     def features(self, embedded: Float[Tensor, "n c h w"], condition: Condition) -> Float[Tensor, "n c h w"]:

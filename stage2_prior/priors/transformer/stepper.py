@@ -8,10 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stage2_prior.config import PriorConfig
 from stage2_prior.priors.base import Prior
 from stage2_prior.priors.pixelsnail.layers import FirstConv
 from stage2_prior.priors.stepping import Buffers, ConvStepper, Head
-from stage2_prior.priors.transformer.layers import EPS, WIDENING, Rotations, TransformerBlock, rotations
+from stage2_prior.priors.transformer.layers import WIDENING, Rotations, TransformerBlock, normalised, rotations
 
 
 class TransformerStepper(Buffers):
@@ -21,14 +22,20 @@ class TransformerStepper(Buffers):
     """
 
     def __init__(
-        self, prior: Prior, first: FirstConv, blocks: Sequence[TransformerBlock], norm: nn.LayerNorm, n: int
+        self,
+        prior: Prior,
+        first: FirstConv,
+        blocks: Sequence[TransformerBlock],
+        norm: nn.LayerNorm | nn.RMSNorm,
+        n: int,
     ) -> None:
         config = prior.config
+        self.config = config
         self.prior, self.size, self.row = prior, (config.height, config.width), 0
         self.embedding = prior.embedding.weight.detach()
         self.first = ConvStepper(first.above.weight, first.left.weight, first.above.bias, n, config.width)
         self.turned = rotations(self.size, config.hidden // config.heads, self.embedding)
-        self.blocks = [_Block(block, self.size, n) for block in blocks]
+        self.blocks = [_Block(block, config, n) for block in blocks]
         self.norm = norm.weight.detach()
         self.head = Head(prior.head, n, torch.zeros_like(self.embedding[0], dtype=torch.float64))
         self.features = self.embedding.new_zeros(n, config.hidden)
@@ -61,7 +68,7 @@ class TransformerStepper(Buffers):
         turned = Rotations(self.turned.cosines[position], self.turned.sines[position])
         for block in self.blocks:
             block.step(position, turned, self.features)
-        self.head.features.copy_(F.layer_norm(self.features, self.norm.shape, self.norm, None, EPS))
+        self.head.features.copy_(normalised(self.config, self.features, self.norm))
         return self.head.logits()
 
     def accept(self, column: int, codes: Int[Tensor, "n"]) -> None:
@@ -77,8 +84,8 @@ class TransformerStepper(Buffers):
 class _Block(Buffers):
     """A TransformerBlock, with a cache of the keys and values of all positions so far."""
 
-    def __init__(self, block: TransformerBlock, size: tuple[int, int], n: int) -> None:
-        attention = block.attention
+    def __init__(self, block: TransformerBlock, config: PriorConfig, n: int) -> None:
+        self.config, attention, size = config, block.attention, (config.height, config.width)
         self.heads, self.dim = attention.heads, attention.dim
         self.attention_norm, self.mlp_norm = block.attention_norm.weight.detach(), block.mlp_norm.weight.detach()
         self.q_norm, self.k_norm = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
@@ -112,9 +119,9 @@ class _Block(Buffers):
     def step(self, position: int, turned: Rotations, features: Float[Tensor, "n c"]) -> None:
         """Compute one position: `features` become the input of the next block."""
         of_attention, of_mlp = self.shifts[position % len(self.shifts)].chunk(2, dim=1)
-        normed = F.layer_norm(features, self.attention_norm.shape, self.attention_norm, None, EPS) + of_attention
+        normed = normalised(self.config, features, self.attention_norm) + of_attention
         features.addmm_(self._attend(position, turned, normed @ self.qkv_proj).flatten(1), self.out_proj)
-        normed = F.layer_norm(features, self.mlp_norm.shape, self.mlp_norm, None, EPS) + of_mlp
+        normed = normalised(self.config, features, self.mlp_norm) + of_mlp
         torch.mm(normed, self.up_proj, out=self.inner).relu_().square_()
         features.addmm_(self.inner, self.down_proj)
 
@@ -122,8 +129,8 @@ class _Block(Buffers):
         """What a position attends to, of its query, key and value side by side; the last two are kept."""
         queries, keys, values = torch.split(joined, [self.heads * self.dim, self.dim, self.dim], dim=1)
         queries = rearrange(queries, "n (heads dim) -> n heads dim", heads=self.heads)
-        queries = turned.turn(F.layer_norm(queries, self.q_norm.shape, self.q_norm, None, EPS)) * self.dim**-0.5
-        self.keys[:, :, position] = turned.turn(F.layer_norm(keys, self.k_norm.shape, self.k_norm, None, EPS))
+        queries = turned.turn(normalised(self.config, queries, self.q_norm)) * self.dim**-0.5
+        self.keys[:, :, position] = turned.turn(normalised(self.config, keys, self.k_norm))
         self.values[:, position] = values
         weights = self.scores[: len(queries) * self.heads * (position + 1)].view(-1, self.heads, position + 1)
         torch.bmm(queries, self.keys[:, :, : position + 1], out=weights)

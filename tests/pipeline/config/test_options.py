@@ -70,7 +70,7 @@ def test_presets_of_photographs_make_maps_of_16x16_codes_that_their_prior_sees_m
     assert training_memory(model, training, torch.device("cuda")) < 64 * 2**30, "room on a GPU of 80 GB"
     for asked in ({}, {"prior": "pixelcnn"}):
         prior, _ = build({**PRESETS[preset].defaults("prior", asked), **asked}, PriorConfig, TrainingConfig)
-        assert prior.reach is None or prior.reach >= 12
+        assert (prior.reach is None) == (prior.prior == "transformer") and (prior.reach or 12) >= 12
 
 
 def test_all_bad_options_are_reported_at_once() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.data.code_maps import read_index, read_parts
@@ -28,6 +29,7 @@ from pipeline.storage import (
     write_manifest,
 )
 from stage1_vqvae import VQVAE
+from stage2_prior import make_prior
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 PRIOR = {**TINY_PRIOR, "layers": 2, "head": 4}
@@ -115,15 +117,16 @@ def test_a_discriminator_of_format_5_goes_on_at_the_learning_rate_of_all_else(tm
     assert read_config(tmp_path, DecoderRun).objective.discriminator_rate == 1
 
 
-def test_a_transformer_of_format_6_is_refused_as_its_weights_meant_another_network(tmp_path: Path) -> None:
+def test_a_transformer_of_format_6_is_normalised_as_it_was_and_a_later_one_as_they_are(tmp_path: Path) -> None:
     path = copy(tmp_path) / "prior" / "0" / "config.json"
     old = read_json(path)
     assert isinstance(old["model"], dict)
-    write_json(path, old | {"format_version": 6})
-    assert read_config(path.parent, PriorRun).model.prior == "pixelcnn"
-    write_json(path, old | {"format_version": 6, "model": old["model"] | {"prior": "transformer"}})
-    with pytest.raises(CheckpointError, match=r"0/config.json: this transformer .* train it anew"):
-        read_config(path.parent, PriorRun)
+    for version, normalisation in ((6, "rms"), (7, "layer")):
+        write_json(path, old | {"format_version": version, "model": old["model"] | {"prior": "transformer"}})
+        config = read_config(path.parent, PriorRun).model
+        assert config.normalisation == normalisation
+        [*_, norm] = [module for module in make_prior(config).modules() if "Norm" in type(module).__name__]
+        assert isinstance(norm, nn.RMSNorm if version == 6 else nn.LayerNorm)
 
 
 def test_the_stored_codes_and_samples_go_on(tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_what_fails_ahead_fails_in_its_step() -> None:
         ahead.of_step(7, LAST)
 
 
+def test_a_thread_that_is_closed_ends() -> None:
+    ahead = ReadAhead(Making(), GPU)
+    ahead.of_step(0, LAST)
+    ahead.close()
+    [thread] = ahead._thread._threads
+    thread.join(5)
+    assert not thread.is_alive() and ahead._next is None
+
+
 def test_on_a_cpu_each_step_makes_its_own() -> None:
     making = Making()
     ahead = ReadAhead(making, torch.device("cpu"))

@@ -1,7 +1,7 @@
-"""A training step never waits for the device: nothing in it reads a value, or has a shape that depends on values.
+"""A training step never waits for the device: nothing in it reads a scalar, or has a shape that depends on values.
 
-Counted on the CPU, where these operations are the same. Batches are made beforehand, since on any device they are made
-on the CPU.
+Counted on the CPU, where these operations are the same. Copies of whole tensors to the CPU and back, which a CPU has
+none of, are not seen. Batches are made beforehand, since on any device they are made on the CPU.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ from tests.pipeline.training.test_step import AnyTrainer, of_codes, of_images
 aten = torch.ops.aten
 READING = {aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.item}
 COUNTING = {aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive}
+COUNTING |= {aten.repeat_interleave, aten.bincount}
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
