@@ -33,8 +33,8 @@ from pipeline.data.code_maps import CodeMaps
 from pipeline.data.image_set import load_images
 from pipeline.data.splits import split
 from pipeline.reporting import Silent
-from pipeline.training.batches import CodeBatches
 from pipeline.training.cost.budget import steps_within
+from pipeline.training.inputs.batches import CodeBatches
 from pipeline.training.launch import seeded_weights
 from pipeline.training.loop.trainer import Trainer
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior

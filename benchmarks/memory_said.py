@@ -35,9 +35,9 @@ from pipeline.data.image_set import from_array
 from pipeline.data.splits import pixel_variance, split
 from pipeline.processes import keep_freed_memory
 from pipeline.reporting import Silent
-from pipeline.training.batches import ImageBatches
 from pipeline.training.cost.budget import expected_memory
 from pipeline.training.cost.memory import multiply_adds, training_memory
+from pipeline.training.inputs.batches import ImageBatches
 from pipeline.training.launch import fit_to_processes, seeded_weights
 from pipeline.training.loop.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask

@@ -30,7 +30,7 @@ from pipeline.data.splits import Split, pixel_variance, split
 from pipeline.processes import keep_freed_memory
 from pipeline.randomness import batch_indices
 from pipeline.reporting import Silent
-from pipeline.training.batches import ImageBatches
+from pipeline.training.inputs.batches import ImageBatches
 from pipeline.training.loop.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 from stage1_vqvae.bottlenecks import Statistics

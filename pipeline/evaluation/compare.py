@@ -30,7 +30,7 @@ from pipeline.runs.validation import read_validation
 from pipeline.sampling.generate import generate
 from pipeline.sampling.model import Model, load
 from pipeline.storage import atomic_file, check_paths, write_json
-from pipeline.training.images import check_unchanged, load_image_set
+from pipeline.training.inputs.images import check_unchanged, load_image_set
 from pipeline.training.launch import Launch
 from pipeline.training.resume import AUTO
 from pipeline.training.stage1 import StageOptions, asked_options, new_options, train_vqvae

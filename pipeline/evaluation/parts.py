@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.randomness import Purpose, stream
 from pipeline.runs.layout import SPLIT
 from pipeline.runs.opening import Run
-from pipeline.training.images import check_unchanged, load_image_set
+from pipeline.training.inputs.images import check_unchanged, load_image_set
 from pipeline.training.launch import Launch
 
 

@@ -1,1 +1,1 @@
-"""Training: the loop of both stages, what goes into it, and what it leaves in a run folder."""
+"""Training: both stages around the one loop, and what it leaves in a run folder."""

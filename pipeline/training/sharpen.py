@@ -26,9 +26,9 @@ from pipeline.runs.saved import DecoderRun, codes_in_words, images_in_words
 from pipeline.runs.status import StatusFile
 from pipeline.storage import check_paths
 from pipeline.training import previews
-from pipeline.training.batches import ImageBatches
-from pipeline.training.features import check_classes, fill_features
-from pipeline.training.images import check_unchanged, load_image_set
+from pipeline.training.inputs.batches import ImageBatches
+from pipeline.training.inputs.features import check_classes, fill_features
+from pipeline.training.inputs.images import check_unchanged, load_image_set
 from pipeline.training.launch import (
     Launch,
     Trained,

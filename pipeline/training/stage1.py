@@ -37,10 +37,10 @@ from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_wo
 from pipeline.runs.status import StatusFile
 from pipeline.storage import check_paths, is_path
 from pipeline.training import previews
-from pipeline.training.batches import ImageBatches
-from pipeline.training.features import check_classes, fill_features
-from pipeline.training.images import check_unchanged, load_image_set
-from pipeline.training.initial import as_saved, begin_from, check_same_network, load_initial
+from pipeline.training.inputs.batches import ImageBatches
+from pipeline.training.inputs.features import check_classes, fill_features
+from pipeline.training.inputs.images import check_unchanged, load_image_set
+from pipeline.training.inputs.initial import as_saved, begin_from, check_same_network, load_initial
 from pipeline.training.launch import (
     Launch,
     Trained,

@@ -42,9 +42,9 @@ from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import atomic_folder, check_paths, sha256, tensors_sha256
 from pipeline.training import previews
-from pipeline.training.batches import CodeBatches
-from pipeline.training.extract import Encoder, extract, views_of
-from pipeline.training.images import check_unchanged, load_image_set
+from pipeline.training.inputs.batches import CodeBatches
+from pipeline.training.inputs.extract import Encoder, extract, views_of
+from pipeline.training.inputs.images import check_unchanged, load_image_set
 from pipeline.training.launch import Launch, Trained, check_fits, cost, seeded_weights, train_and_publish
 from pipeline.training.levels import LevelPlan, level_of, plan_levels, save_settings
 from pipeline.training.loop.trainer import Trainer

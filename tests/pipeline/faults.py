@@ -189,7 +189,7 @@ def gen(folder: Path, *arguments: str) -> Result:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        with patch("pipeline.training.extract.SHARD_BYTES", 96):
+        with patch("pipeline.training.inputs.extract.SHARD_BYTES", 96):
             return CliRunner().invoke(main, arguments)
     finally:
         os.chdir(before)

@@ -19,7 +19,7 @@ from pipeline.data.image_set import from_array
 from pipeline.evaluation.likelihood import likelihood
 from pipeline.evaluation.parts import Labelled
 from pipeline.reporting import Silent
-from pipeline.training.extract import Encoder
+from pipeline.training.inputs.extract import Encoder
 from tests.tiny import shapes
 
 IMAGES, TARGETS = shapes(24)

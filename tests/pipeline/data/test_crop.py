@@ -16,7 +16,7 @@ from pipeline.data.image_set import ImageSet, from_array, load_images, load_test
 from pipeline.data.record import hashes, what_changed
 from pipeline.data.splits import Split, pixel_variance
 from pipeline.randomness import batch_indices, crops
-from pipeline.training.batches import ImageBatches
+from pipeline.training.inputs.batches import ImageBatches
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ from pipeline.data.code_maps import CodeMaps
 from pipeline.data.image_set import from_array
 from pipeline.data.splits import Split
 from pipeline.randomness import BatchIndices, batch_indices, flips, views
-from pipeline.training.batches import CodeBatches, ImageBatches
-from pipeline.training.extract import View
+from pipeline.training.inputs.batches import CodeBatches, ImageBatches
+from pipeline.training.inputs.extract import View
 from tests.tiny import shapes
 
 IMAGES, TARGETS = shapes()

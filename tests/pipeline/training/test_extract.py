@@ -11,7 +11,7 @@ from pipeline import train_prior, train_vqvae
 from pipeline.data.code_maps import CodeMaps, load_codes, read_index, read_parts
 from pipeline.reporting import Silent
 from pipeline.runs.saved import VQVAERun, read_config
-from pipeline.training import extract
+from pipeline.training.inputs import extract
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 IMAGES, TARGETS = shapes()

@@ -14,7 +14,7 @@ from pipeline.errors import WeightsUnavailableError
 from pipeline.reporting import Silent
 from pipeline.runs.saved import VQVAERun, read_config
 from pipeline.storage import load_tensors
-from pipeline.training.features import vgg_weights
+from pipeline.training.inputs.features import vgg_weights
 from stage1_vqvae.perceptual import VggFeatures
 from tests import weights
 from tests.stage1_vqvae.pictures import drawn_images

@@ -16,8 +16,8 @@ from pipeline.data.code_maps import CodeMaps, load_codes
 from pipeline.randomness import batch_indices, views
 from pipeline.reporting import Silent
 from pipeline.storage import load_tensors
-from pipeline.training.batches import CodeBatches
-from pipeline.training.extract import View, views_of
+from pipeline.training.inputs.batches import CodeBatches
+from pipeline.training.inputs.extract import View, views_of
 from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.training.test_training import PowerCutError, assert_same_files, interrupting, last_checkpoint
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes

@@ -28,7 +28,7 @@ from pipeline.data.splits import load_split
 from pipeline.processes import resolve_precision
 from pipeline.runs.layout import SPLIT, RunFolder
 from pipeline.storage import load_tensors
-from pipeline.training.batches import ImageBatches
+from pipeline.training.inputs.batches import ImageBatches
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.sharpen import run_of
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae

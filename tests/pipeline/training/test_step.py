@@ -20,8 +20,8 @@ from pipeline.data.splits import Split
 from pipeline.randomness import Purpose, batch_indices, number
 from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics
-from pipeline.training import batches
-from pipeline.training.batches import CodeBatches, ImageBatches
+from pipeline.training.inputs import batches
+from pipeline.training.inputs.batches import CodeBatches, ImageBatches
 from pipeline.training.loop.log import Log
 from pipeline.training.loop.trainer import Trainer
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask

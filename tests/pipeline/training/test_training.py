@@ -21,7 +21,7 @@ from pipeline.reporting import Silent
 from pipeline.runs.validation import Metrics, read_validation
 from pipeline.storage import load_tensors
 from pipeline.training.cost.budget import Timed, steps_within
-from pipeline.training.images import load_image_set
+from pipeline.training.inputs.images import load_image_set
 from pipeline.training.loop.checkpoint import list_checkpoints
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.stage2 import unigram_entropy
