@@ -29,7 +29,7 @@ from pipeline import processes
 from pipeline.config.data import DataConfig
 from pipeline.config.options import build
 from pipeline.config.training import TrainingConfig
-from pipeline.data.code_maps import CodeMaps
+from pipeline.data.codes.maps import CodeMaps
 from pipeline.data.image_set import load_images
 from pipeline.data.splits import split
 from pipeline.reporting import Silent

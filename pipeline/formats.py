@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.errors import CheckpointError
 from pipeline.storage import JsonObject, read_json
 
-FORMAT_VERSION: Final = 7  # every later version reads this one, and those from 4 on
+FORMAT_VERSION: Final = 8  # every later version reads this one, and those from 4 on
 
 
 def read_current(path: Path) -> JsonObject:
@@ -57,4 +57,11 @@ def _from_6(content: JsonObject) -> JsonObject:
     return content | {"model": {"normalisation": "rms", **model}}
 
 
-_MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType({4: _from_4, 5: _from_5, 6: _from_6})
+def _from_7(content: JsonObject) -> JsonObject:
+    """Codes were not counted while they were extracted."""
+    return {"unigram_nats": {}, **content} if content.get("kind") == "codes" else content
+
+
+_MIGRATIONS: Mapping[int, Callable[[JsonObject], JsonObject]] = MappingProxyType(
+    {4: _from_4, 5: _from_5, 6: _from_6, 7: _from_7}
+)

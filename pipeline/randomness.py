@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
+
+_EPOCHS = 2  # of which the order is kept: a batch may end one and begin the next
 
 
 class Purpose(IntEnum):
@@ -58,41 +60,52 @@ def batch_indices(seed: int, step: int, batch_size: int, population: int) -> Bat
     """The batch of a step. Epochs follow each other without a seam, each in an order of its own."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, population)
-    items = np.empty_like(offsets)
+    items = np.empty_like(offsets)  # int64, whatever an order is kept in
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
         items[chosen] = _order(seed, int(epoch), population)[offsets[chosen]]
     return BatchIndices(items, epochs)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=_EPOCHS)
 def _order(seed: int, epoch: int, population: int) -> Int[np.ndarray, "population"]:
-    return stream(seed, Purpose.ORDER, epoch).permutation(population)
+    order = stream(seed, Purpose.ORDER, epoch).permutation(population)
+    return order.astype(np.min_scalar_type(population))
 
 
 def flips(seed: int, batch: BatchIndices, population: int) -> Bool[np.ndarray, "batch"]:
     """Whether each item of a batch is mirrored: a coin of (seed, epoch, item)."""
-    return _of_items(Purpose.FLIP, seed, batch, population) < 0.5
+    return _of_items(Purpose.FLIP, seed, batch, population, 2) == 0
 
 
 def views(seed: int, batch: BatchIndices, population: int, count: int) -> Int[np.ndarray, "batch"]:
     """Which of `count` encodings of each item of a batch is learned from: a die of (seed, epoch, item)."""
-    return (_of_items(Purpose.VIEW, seed, batch, population) * count).astype(np.int64)
+    return _of_items(Purpose.VIEW, seed, batch, population, count)
 
 
 def crops(seed: int, batch: BatchIndices, population: int, count: int) -> Int[np.ndarray, "batch"]:
     """At which of `count` positions each item of a batch is cut out: a die of (seed, epoch, item)."""
-    return (_of_items(Purpose.CROP, seed, batch, population) * count).astype(np.int64)
+    return _of_items(Purpose.CROP, seed, batch, population, count)
 
 
-def _of_items(purpose: Purpose, seed: int, batch: BatchIndices, population: int) -> Float[np.ndarray, "batch"]:
-    result = np.empty(len(batch.items))
+def _of_items(
+    purpose: Purpose, seed: int, batch: BatchIndices, population: int, count: int
+) -> Int[np.ndarray, "batch"]:
+    result = np.empty(len(batch.items), np.int64)
     for epoch in np.unique(batch.epochs):
         chosen = batch.epochs == epoch
-        result[chosen] = _uniforms(purpose, seed, int(epoch), population)[batch.items[chosen]]
+        result[chosen] = _dice(purpose, seed, int(epoch), population, count)[batch.items[chosen]]
     return result
 
 
-@lru_cache(maxsize=4)
-def _uniforms(purpose: Purpose, seed: int, epoch: int, population: int) -> Float[np.ndarray, "population"]:
-    return stream(seed, purpose, epoch).random(population)
+@lru_cache(maxsize=_EPOCHS)
+def _dice(purpose: Purpose, seed: int, epoch: int, population: int, count: int) -> Int[np.ndarray, "population"]:
+    """A number below `count` for each item, in as few bytes as it takes: a population may be many millions."""
+    return (stream(seed, purpose, epoch).random(population) * count).astype(np.min_scalar_type(count))
+
+
+@lru_cache(maxsize=16)  # shards ask for all of an image's encodings in turn
+def shifts(moved: int, count: int, population: int) -> Int[np.ndarray, "population 2"]:
+    """How far each item is moved down and to the right, below `count`, in the encoding `moved`: whatever the seed."""
+    offsets = stream(0, Purpose.SHIFT, moved).integers(0, count, (population, 2))
+    return offsets.astype(np.min_scalar_type(count))

@@ -23,7 +23,7 @@ from pipeline.cli.flags import (
 )
 from pipeline.cli.inputs import images_like, images_of_paths, in_batches
 from pipeline.config.sampling import DecoderName
-from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
+from pipeline.data.codes.maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.data.pictures import COLUMNS, interleaved
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.evaluation.score import score, surprise_shown

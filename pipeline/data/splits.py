@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from pipeline.config.data import DataConfig
 from pipeline.data.image_set import images_at_a_time
@@ -69,8 +69,3 @@ def pixel_variance(images: UInt8[np.ndarray, "n c h w"], indices: Int[np.ndarray
     if variance == 0:
         raise DataError("all pixels of all training images are equal: there is nothing to learn")
     return variance
-
-
-def class_proportions(labels: Int[np.ndarray, "n"], num_classes: int) -> Float[np.ndarray, "classes"]:
-    """The proportion of each class."""
-    return np.bincount(labels, minlength=num_classes) / len(labels)

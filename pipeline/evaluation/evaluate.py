@@ -16,7 +16,7 @@ from pipeline.config.arguments import EvaluateArguments
 from pipeline.config.evaluation import MOST_BY_DEFAULT, EvaluateConfig
 from pipeline.config.options import build
 from pipeline.config.sampling import DecoderName
-from pipeline.data.code_maps import read_parts as read_code_maps
+from pipeline.data.codes.shards import read_parts as read_code_maps
 from pipeline.data.splits import load_split
 from pipeline.errors import CheckpointError, GenError, UsageError, WeightsUnavailableError
 from pipeline.evaluation import likelihood, pictures
@@ -267,7 +267,7 @@ class _Evaluating:
         return _Drawn(setting, samples.images.numpy(), labels, samples.codes)
 
     def _trained_codes(self) -> tuple[Codes, ...]:
-        """The code maps that the prior has learned, in all views, if they are still there."""
+        """The code maps that the prior has learned, in all views, shard by shard, if they are still there."""
         if not self.model.priors:
             return ()
         prior, vqvae, folder = self.model.priors[0].config, self.model.vqvae, self.model.run.folder
@@ -276,7 +276,7 @@ class _Evaluating:
         if maps is None:
             self.notes.append(f"no repeated codes: those that the prior was trained on are no longer in {folder.codes}")
             return ()
-        return (maps["train"].levels, *maps["train"].views)
+        return tuple(codes for shard in maps["train"].shards for codes in (shard.levels, *shard.views))
 
 
 def _setting(options: SamplingOptions) -> Setting:

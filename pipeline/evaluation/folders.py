@@ -13,7 +13,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.evaluation import MOST_BY_DEFAULT, EvaluateConfig
 from pipeline.config.options import Options, build
 from pipeline.data import pixels
-from pipeline.data.code_maps import load_codes
+from pipeline.data.codes.maps import load_codes
 from pipeline.data.image_set import ImageSet, load_images
 from pipeline.data.pixels import Colour
 from pipeline.data.splits import Split

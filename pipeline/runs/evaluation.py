@@ -63,7 +63,7 @@ class Evaluation:
     not be measured, and why.
     """
 
-    format_version: Literal[7] = FORMAT_VERSION
+    format_version: Literal[8] = FORMAT_VERSION
     kind: Literal["evaluation"] = "evaluation"
     codes_sha256: str
     decoder_sha256: str

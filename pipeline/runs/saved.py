@@ -35,7 +35,7 @@ class InitialRun:
 class VQVAERun:
     """config.json of stage 1."""
 
-    format_version: Literal[7] = FORMAT_VERSION
+    format_version: Literal[8] = FORMAT_VERSION
     kind: Literal["vqvae"] = "vqvae"
     model: VQVAEConfig
     training: TrainingConfig
@@ -54,7 +54,7 @@ class PriorRun:
     resolved when the training began, so that a seed keeps its pictures; folders from before there was one have 1.
     """
 
-    format_version: Literal[7] = FORMAT_VERSION
+    format_version: Literal[8] = FORMAT_VERSION
     kind: Literal["prior"] = "prior"
     model: PriorConfig
     training: TrainingConfig
@@ -70,7 +70,7 @@ class PriorRun:
 class DecoderRun:
     """config.json of a decoder that was trained further, with the hash of what decides the meaning of its codes."""
 
-    format_version: Literal[7] = FORMAT_VERSION
+    format_version: Literal[8] = FORMAT_VERSION
     kind: Literal["decoder"] = "decoder"
     objective: ObjectiveConfig
     training: TrainingConfig

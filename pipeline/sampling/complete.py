@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.config.arguments import CompleteArguments
 from pipeline.config.options import build
 from pipeline.config.sampling import CompleteConfig, DecoderName
-from pipeline.data.code_maps import join_levels
+from pipeline.data.codes.maps import join_levels
 from pipeline.errors import UsageError
 from pipeline.randomness import Purpose, stream
 from pipeline.resources import check_memory

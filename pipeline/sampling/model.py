@@ -15,7 +15,7 @@ from pipeline import processes
 from pipeline.arithmetic import exact_products
 from pipeline.config.options import build
 from pipeline.config.sampling import DecoderName, FloatPrecision, SampleConfig
-from pipeline.data.code_maps import join_levels
+from pipeline.data.codes.maps import join_levels
 from pipeline.errors import CheckpointError, UsageError, stage_errors_as_usage
 from pipeline.reporting import Reporter, Silent
 from pipeline.resources import check_memory

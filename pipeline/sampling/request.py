@@ -26,7 +26,7 @@ REQUEST = "request.json"
 class Request:
     """request.json of a folder of samples: all that decides what its images are, and how they are laid out."""
 
-    format_version: Literal[7] = FORMAT_VERSION
+    format_version: Literal[8] = FORMAT_VERSION
     kind: Literal["samples"] = "samples"
     codes_sha256: str
     decoder: DecoderName = "plain"  # older versions had no other

@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from pipeline.arithmetic import exact_products
-from pipeline.data.code_maps import code_dtype
+from pipeline.data.codes.maps import code_dtype
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.randomness import Purpose, stream
 from pipeline.resources import check_memory, free_memory

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config.sampling import GRID_IMAGES, Format
 from pipeline.data import pixels
-from pipeline.data.code_maps import CodeMaps, join_levels, load_codes, save_codes
+from pipeline.data.codes.maps import CodeMaps, join_levels, load_codes, save_codes
 from pipeline.errors import UsageError
 from pipeline.storage import atomic_file, atomic_folder, naming, remove_unfinished, save_tensors, sync
 from stage1_vqvae import Codes

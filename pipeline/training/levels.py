@@ -13,8 +13,8 @@ from pipeline.config.data import EMBEDDED
 from pipeline.config.options import OptionDict, Options, build, option_fields
 from pipeline.config.presets import preset_for
 from pipeline.config.training import AugmentConfig, TrainingConfig
-from pipeline.data.code_maps import CodeMaps
-from pipeline.data.splits import class_proportions, load_split
+from pipeline.data.codes.shards import StoredCodes
+from pipeline.data.splits import load_split
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.runs.layout import IN_PROGRESS, SPLIT, RunFolder
 from pipeline.runs.loading import LoadedVQVAE, check_codes
@@ -59,7 +59,7 @@ class LevelPlan(NamedTuple):
         own = {name: value for name, value in self.options.items() if name in option_fields(AugmentConfig)}
         return begun.pop() if begun else build(own, AugmentConfig)[0]
 
-    def runs(self, vqvae: LoadedVQVAE, train: CodeMaps, launch: Launch) -> list[PriorRun]:
+    def runs(self, vqvae: LoadedVQVAE, train: StoredCodes, launch: Launch) -> list[PriorRun]:
         """The runs of all levels: as saved, or new ones; those without a number of steps yet divide the minutes left
         in proportion to their positions, each a tenth at least."""
         minutes = self._minutes_left(launch)
@@ -181,14 +181,14 @@ def _shape(vqvae: VQVAERun, level: int) -> OptionDict:
 def _new_run(
     options: Options,
     vqvae: LoadedVQVAE,
-    train: CodeMaps,
+    train: StoredCodes,
     level: int,
     augmentation: AugmentConfig,
     launch: Launch,
 ) -> PriorRun:
     names, shape = vqvae.config.class_names, _shape(vqvae.config, level)
     model, training, _ = build(options, PriorConfig, TrainingConfig, AugmentConfig, derived=shape)
-    weights = () if train.labels is None else tuple(class_proportions(train.labels.numpy(), len(names)).tolist())
+    weights = tuple((train.class_counts(len(names)) / len(train)).tolist())
     return PriorRun(
         model=model,
         training=fit_to_processes(training, launch.accelerator),

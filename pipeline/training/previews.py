@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipeline.data.code_maps import CodeMaps
+from pipeline.data.codes.shards import StoredCodes
 from pipeline.data.image_set import ImageSet
 from pipeline.data.pictures import COLUMNS, evenly_spread, interleaved
 from pipeline.data.splits import Split
@@ -20,7 +20,7 @@ def reconstructions(network: VQVAE, images: ImageSet, parts: Split) -> np.ndarra
     return interleaved(originals, network.decode(network.encode(batch)).cpu().numpy(), COLUMNS)
 
 
-def samples(prior: Prior, vqvae: VQVAE, validation: CodeMaps) -> np.ndarray:
+def samples(prior: Prior, vqvae: VQVAE, validation: StoredCodes) -> np.ndarray:
     """Sixteen images drawn with seed 0, a class after another: uint8 (n, c, h, w).
 
     Of a finer level: given the coarser codes of validation images, and their classes. Levels still finer are left at
@@ -29,10 +29,11 @@ def samples(prior: Prior, vqvae: VQVAE, validation: CodeMaps) -> np.ndarray:
     level, device = len(prior.config.coarser), vqvae.data_variance.device
     spread = evenly_spread(len(validation), _SHOWN)
     indices = torch.arange(len(spread) if level else _SHOWN, device=device)
-    coarser = tuple(codes[spread].long().to(device) for codes in validation.levels[:level])
+    given = validation.rows(spread, level)
+    coarser = tuple(codes.long().to(device) for codes in given.levels)
     labels = indices % prior.config.num_classes if prior.config.num_classes else None
-    if level and labels is not None and validation.labels is not None:
-        labels = validation.labels[spread].to(device)
+    if level and labels is not None and given.labels is not None:
+        labels = given.labels.to(device)
     steppers = [prior.stepper(len(indices))]
     sampled = draw_levels(steppers, Noise(0, indices), labels, SamplingOptions(), coarser=coarser)
     return vqvae.decode(sampled.codes).cpu().numpy()

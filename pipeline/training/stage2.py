@@ -18,7 +18,7 @@ from pipeline.config.data import ARRAY, DataConfig
 from pipeline.config.options import build, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.config.training import AugmentConfig
-from pipeline.data.code_maps import CodeMaps, read_parts
+from pipeline.data.codes.shards import StoredCodes, read_parts
 from pipeline.data.image_set import ImageSet
 from pipeline.data.pictures import write_picture
 from pipeline.data.splits import load_split
@@ -114,7 +114,7 @@ def _train_levels(
     folder: RunFolder,
     runs: list[PriorRun],
     vqvae: LoadedVQVAE,
-    maps: dict[str, CodeMaps],
+    maps: dict[str, StoredCodes],
 ) -> Trained:
     """One level after another."""
     save_settings(folder, runs, launch)
@@ -162,15 +162,18 @@ def _code_maps(
     augment: AugmentConfig,
     read: Callable[[], ImageSet],
     launch: Launch,
-) -> dict[str, CodeMaps]:
+) -> dict[str, StoredCodes]:
     """The codes of the training and the validation part: those on disk if still right, else of the images read now."""
     identity = codes_identity(folder, vqvae, augment)
+    accelerator = launch.accelerator
     expected = (identity, vqvae.config.model, len(vqvae.config.class_names))
-    current = read_parts(folder.codes, *expected)
-    if not processes.true_on_all(launch.accelerator, current is not None):
-        with locked(folder.path, launch.accelerator):
-            current = read_parts(folder.codes, *expected)  # another command may have written them meanwhile
-            if not processes.true_on_all(launch.accelerator, current is not None):
+    of_processes = (accelerator.process_index, accelerator.num_processes)
+    current = read_parts(folder.codes, *expected, *of_processes)
+    if not processes.true_on_all(accelerator, current is not None):
+        with locked(folder.path, accelerator):
+            # Another command may have written them meanwhile.
+            current = read_parts(folder.codes, *expected, *of_processes)
+            if not processes.true_on_all(accelerator, current is not None):
                 status.begin("codes")
                 return _extract(folder, vqvae, augment, read(), launch)
     assert current is not None
@@ -180,7 +183,7 @@ def _code_maps(
 
 def _extract(
     folder: RunFolder, vqvae: LoadedVQVAE, augment: AugmentConfig, image_set: ImageSet, launch: Launch
-) -> dict[str, CodeMaps]:
+) -> dict[str, StoredCodes]:
     check_unchanged(folder, vqvae.config, image_set)
     parts, views = load_split(folder.vqvae / SPLIT), views_of(augment, vqvae.config.data.flip)
     times = f", each {len(views)} times" if len(views) > 1 else ""
@@ -213,13 +216,12 @@ def _train(
     folder: RunFolder,
     settings: PriorRun,
     vqvae: LoadedVQVAE,
-    maps: dict[str, CodeMaps],
+    maps: dict[str, StoredCodes],
 ) -> Trained:
     level, stage, train, validation = settings.level, folder.prior(settings.level), maps["train"], maps["validation"]
-    unigram_nats = unigram_entropy(validation.levels[level], settings.model.num_codes)
     check_fits(launch, settings)
     with seeded_weights(settings.training.seed):
-        task = PriorTask(make_prior(settings.model), unigram_nats)
+        task = PriorTask(make_prior(settings.model), validation.unigram_nats[level])
 
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, PriorTask)
@@ -240,19 +242,12 @@ def _train(
         return train_and_publish(launch, status, trainer, folder, settings, _facts(folder, settings, maps), [])
 
 
-def unigram_entropy(codes: Tensor, num_codes: int) -> float:
-    """Entropy in nats of a code drawn by frequency alone: what a prior without context would reach."""
-    frequencies = torch.bincount(codes.flatten().long(), minlength=num_codes).double() / codes.numel()
-    return float(torch.special.entr(frequencies).sum())
-
-
-def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> list[tuple[str, str]]:
+def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, StoredCodes]) -> list[tuple[str, str]]:
     model, train = settings.model, maps["train"]
     classes = f", {model.num_classes} classes" if model.num_classes else ""
-    encodings = f", in {1 + len(train.views)} encodings" if train.views else ""
-    which = f" of level {settings.level}" if len(train.levels) > 1 else ""
+    encodings = f", in {train.encodings} encodings" if train.encodings > 1 else ""
+    which = f" of level {settings.level}" if len(train.grids) > 1 else ""
     given_levels = f", given {len(model.coarser)} coarser levels" if model.coarser else ""
-    unigram_nats = unigram_entropy(train.levels[settings.level], model.num_codes)
     validation = f"{len(maps['validation']):,} more for validation"
     return [
         ("task", f"learn the distribution of codes{which} (stage 2)"),
@@ -260,7 +255,10 @@ def _facts(folder: RunFolder, settings: PriorRun, maps: dict[str, CodeMaps]) -> 
         ("codes", f"{model.height} x {model.width}, each one of {model.num_codes}{given_levels}"),
         ("network", f"{model.prior}, {model.layers} layers of {model.hidden} channels"),
         ("reach", _reach(model)),
-        ("scale", f"nats per code: uniform {math.log(model.num_codes):.3f}, unigram {unigram_nats:.3f}"),
+        (
+            "scale",
+            f"nats per code: uniform {math.log(model.num_codes):.3f}, unigram {train.unigram_nats[settings.level]:.3f}",
+        ),
         cost(model),
     ]
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline import UsageError, generate, generate_files, train_prior, train_vqvae
 from pipeline.runs.validation import read_validation
-from pipeline.storage import load_tensors
+from pipeline.storage import load_tensors, read_json
 from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.training.test_step import of_images
 from tests.pipeline.worker import GIVEN, INITIAL, KINDS, SHARPENED, SKIPPED, STAGE_1_KINDS, work
@@ -92,9 +92,12 @@ def test_a_loss_that_is_no_number_on_one_process_skips_the_step_on_all(one_and_t
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, Path], kind: str) -> None:
-    one, two = (load_tensors(folder / kind / "codes" / "train-00000.safetensors") for folder in one_and_two)
-    assert {"level0", "view1.level0", "labels"} <= one.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    for part in ("train", "validation"):  # a shard each, which of two processes each has one
+        one, two = (load_tensors(folder / kind / "codes" / f"{part}-00000.safetensors") for folder in one_and_two)
+        assert {"level0", "labels"} | ({"view1.level0"} if part == "train" else set()) <= one.keys()
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    nats = [read_json(folder / kind / "codes" / "index.json")["unigram_nats"] for folder in one_and_two]
+    assert nats[0] == nats[1]
 
 
 @pytest.mark.parametrize("kind", ["ema", "levels"])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import CheckpointError, UsageError
-from pipeline.data.code_maps import CodeMaps, code_dtype, load_codes, save_codes
+from pipeline.data.codes.maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.storage import (
     atomic_folder,
     check_paths,

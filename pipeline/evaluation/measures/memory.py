@@ -52,9 +52,12 @@ def _flat(images: UInt8[np.ndarray, "n c h w"], device: torch.device) -> Float[t
 
 
 def repeats(codes: Codes, trained: Sequence[Codes]) -> Bool[np.ndarray, "n"]:
-    """Which code maps, of all levels together, equal one of those trained on, of which there may be several views."""
-    known = {one for view in trained for one in _as_bytes(view)}
-    return np.array([one in known for one in _as_bytes(codes)])
+    """Which code maps, of all levels together, equal one of those trained on, of which there may be several views, and
+    more than memory holds."""
+    ours = _as_bytes(codes)
+    wanted = set(ours)
+    known = {one for view in trained for one in _as_bytes(view) if one in wanted}
+    return np.array([one in known for one in ours])
 
 
 def _as_bytes(codes: Codes) -> list[bytes]:

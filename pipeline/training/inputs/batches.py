@@ -1,6 +1,7 @@
 """Batches of images for stage 1 and of codes for stage 2, in the form that the training loop asks for."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from pipeline.data.code_maps import CodeMaps
+from pipeline.data.codes.maps import CodeMaps
+from pipeline.data.codes.shards import StoredCodes
 from pipeline.data.image_set import ImageSet
 from pipeline.data.splits import Split
 from pipeline.randomness import BatchIndices, crops, flips, views
@@ -53,10 +55,10 @@ class ImageBatches:
 
 @dataclass(frozen=True)
 class CodeBatches:
-    """Code maps of one level, with those of the levels before it."""
+    """Code maps of one level, with those of the levels before it; only those of a batch are read from the disk."""
 
-    train: CodeMaps
-    validation: CodeMaps
+    train: CodeMaps | StoredCodes
+    validation: CodeMaps | StoredCodes
     level: int
     num_codes: int
     seed: int
@@ -68,27 +70,20 @@ class CodeBatches:
 
     def training_batch(self, batch: BatchIndices, device: torch.device) -> CodeBatch:
         """The maps of these indices, each of one of the image's encodings at random."""
-        items, encodings = torch.from_numpy(batch.items), [self.train.levels, *self.train.views]
-        which = torch.from_numpy(views(self.seed, batch, self.population, len(encodings)))
-        levels = [encodings[0][level][items] for level in range(self.level + 1)]
-        for number, encoding in enumerate(encodings[1:], 1):
-            chosen = which == number
-            for level, codes in enumerate(levels):
-                codes[chosen] = encoding[level][items[chosen]]
-        return _to_device(levels, self.train.labels, items, device)
+        which = views(self.seed, batch, self.population, self.train.encodings)
+        return _to_device(self.train.rows(batch.items, self.level + 1, which), device)
 
     def validation_batches(self, rank: int, world_size: int, device: torch.device) -> Iterator[CodeBatch]:
         """This process's part of the validation maps; at least one batch, if an empty one."""
-        logits = self.validation.levels[self.level][0].numel() * self.num_codes
+        logits = math.prod(self.validation.grids[self.level]) * self.num_codes
         for chosen in _divided(np.arange(len(self.validation)), rank, world_size, logits):
-            items = torch.from_numpy(chosen)
-            levels = [level[items] for level in self.validation.levels[: self.level + 1]]
-            yield _to_device(levels, self.validation.labels, items, device)
+            yield _to_device(self.validation.rows(chosen, self.level + 1), device)
 
 
-def _to_device(levels: Sequence[Tensor], labels: Tensor | None, items: Tensor, device: torch.device) -> CodeBatch:
-    *coarser, codes = (_sent(level, device).long() for level in levels)
-    return CodeBatch(codes, None if labels is None else _sent(labels[items], device), coarser)
+def _to_device(maps: CodeMaps, device: torch.device) -> CodeBatch:
+    """Small integers are sent, and become int64 there."""
+    *coarser, codes = (_sent(level, device).long() for level in maps.levels)
+    return CodeBatch(codes, None if maps.labels is None else _sent(maps.labels, device), coarser)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """Images to code maps on disk: extracted once, and used again while model and data are the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -9,31 +9,36 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import Int
+from torch import Tensor
 
 from pipeline import processes
 from pipeline.arithmetic import exact_products
 from pipeline.config.training import AugmentConfig
-from pipeline.data.code_maps import (
+from pipeline.data.codes.maps import CodeMaps, code_dtype, join_levels, load_codes
+from pipeline.data.codes.shards import (
     PARTS,
-    CodeMaps,
-    code_dtype,
-    join,
-    join_levels,
+    Shard,
+    StoredCodes,
+    code_counts,
     read_index,
     read_shard,
+    unigram_entropy,
     write_index,
     write_shard,
 )
 from pipeline.data.image_set import ImageSet
 from pipeline.data.splits import Split
 from pipeline.errors import CheckpointError
-from pipeline.randomness import Purpose, stream
+from pipeline.randomness import shifts
 from pipeline.reporting import Reporter
-from pipeline.storage import remove_unfinished
+from pipeline.storage import remove_unfinished, sha256
 from stage1_vqvae import VQVAE, Codes
 
 _PIXELS = 2**22  # of images encoded at a time, 256 of them at most
 SHARD_BYTES = 2**24  # of code maps in a file, about: minutes of encoding, which is what a crash costs at most
+_SHARDS = 64  # at least, where there are images for so many: each process has its share of them
+_LEAST_IMAGES = 256  # of a shard, but for the last
 
 
 class View(NamedTuple):
@@ -47,8 +52,8 @@ class View(NamedTuple):
         """The chosen images, seen so; how far each is moved is a function of (moved, index)."""
         chosen = np.ascontiguousarray(images[indices])
         if self.moved:
-            offsets = stream(0, Purpose.SHIFT, self.moved).integers(0, 2 * self.shift + 1, (len(images), 2))
-            chosen = _moved(chosen, offsets[indices], self.shift)
+            offsets = shifts(self.moved, 2 * self.shift + 1, len(images))[indices]
+            chosen = _moved(chosen, offsets.astype(np.int64), self.shift)
         return np.ascontiguousarray(chosen[..., ::-1]) if self.flip else chosen
 
 
@@ -72,7 +77,7 @@ def views_of(augment: AugmentConfig, flip: bool) -> list[View]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns images of a set into codes, divided over the processes; each returns all of them, on the CPU."""
+    """Turns images of a set into codes, on the CPU, in the small type that they are stored in."""
 
     network: VQVAE
     images: ImageSet
@@ -87,74 +92,100 @@ class Encoder:
 
     def codes(self, indices: np.ndarray, view: View = AS_IT_IS) -> Codes:
         """The chosen images in one view."""
-        world_size = self.accelerator.num_processes
-        padded = np.resize(indices, -(-len(indices) // world_size) * world_size)  # repeats the first images to fill up
-        own = padded.reshape(world_size, -1)[self.accelerator.process_index]
         size = max(1, min(256, _PIXELS // (self.network.config.height * self.network.config.width)))
-        batches = [own[start : start + size] for start in range(0, len(own), size)]
-        steps = self.reporter.steps(range(len(batches)), "encode")
-        parts = [self._encode(view.of(self.images.images, batches[step])) for step in steps]
-        levels = join_levels(parts)
-        if world_size > 1:
-            levels = tuple(self.accelerator.gather(level.to(self.accelerator.device)) for level in levels)
-        dtype = code_dtype(self.network.config)
-        return tuple(level[: len(indices)].to("cpu", dtype) for level in levels)
+        batches = (indices[start : start + size] for start in range(0, len(indices), size))
+        return join_levels(self._encode(view.of(self.images.images, batch)) for batch in batches)
 
     def _encode(self, images: np.ndarray) -> Codes:
-        batch = torch.from_numpy(images).to(self.network.data_variance.device)
+        batch, dtype = torch.from_numpy(images).to(self.network.data_variance.device), code_dtype(self.network.config)
         with exact_products(batch.device):
-            return tuple(level.cpu() for level in self.network.encode(batch))
+            return tuple(level.to(dtype).cpu() for level in self.network.encode(batch))
+
+
+class _Planned(NamedTuple):
+    """A shard to be: the part that it belongs to, its file, and the images in it, of which `first` are before it."""
+
+    part: str
+    file: str
+    first: int
+    indices: Int[np.ndarray, "n"]
+    views: Sequence[View]
+
+    def stamp(self, identity: dict[str, str]) -> dict[str, str]:
+        """By what a file is known to be this shard."""
+        return {**identity, "shard": self.file, "first": str(self.first), "maps": str(len(self.indices))}
+
+
+class _Found(NamedTuple):
+    """What a process knows of its shards once they are on the disk: zeros stand for those of other processes."""
+
+    counts: Int[Tensor, "parts levels codes"]
+    hashes: Int[Tensor, "shards 4"]
 
 
 def extract(
     folder: Path, encoder: Encoder, identity: dict[str, str], parts: Split, views: Sequence[View]
-) -> dict[str, CodeMaps]:
-    """Encode the training part in all `views` and the validation part, write them to `folder`, return them.
+) -> dict[str, StoredCodes]:
+    """Encode the training part in all `views` and the validation part into `folder`, and open what is there.
 
-    `identity` says what the codes depend on: hashes of the network and the split, the data's fingerprint, the views.
-    What the folder holds of another identity is moved aside; shards that a killed extraction left are used again.
+    Each process encodes and writes shards of its own; how the images are cut into shards does not depend on the number
+    of processes. `identity` says what the codes depend on: hashes of the network and the split, the data's
+    fingerprint, the views. What the folder holds of another identity is moved aside; shards that a killed extraction
+    left are used again.
     """
-    accelerator = encoder.accelerator
+    accelerator, what = encoder.accelerator, f"the codes in {folder}"
     processes.on_main(accelerator, lambda: _make_room(folder, identity))
-    maps: dict[str, CodeMaps] = {}
-    files: dict[str, dict[str, int]] = {}
-    for part in PARTS:
-        indices, seen = getattr(parts, part), views if part == "train" else [AS_IT_IS]
-        shards = _cut(indices, encoder.network, len(seen))
-        read = [
-            _encoded(folder, f"{part}-{number:05d}.safetensors", encoder, identity, shard, seen)
-            for number, shard in enumerate(shards)
-        ]
-        maps[part] = join(read)
-        files[part] = {f"{part}-{number:05d}.safetensors": len(shard) for number, shard in enumerate(shards)}
-    processes.on_main(accelerator, lambda: write_index(folder, identity, files))
-    return maps
+    planned = [
+        *_planned("train", parts.train, views, encoder),
+        *_planned("validation", parts.validation, [AS_IT_IS], encoder),
+    ]
+    own = processes.alike(accelerator, lambda: _own_shards(folder, encoder, identity, planned), lambda _: "", what)
+    found = _Found(*(accelerator.reduce(numbers.to(accelerator.device), "sum").cpu() for numbers in own))
+    shards: dict[str, list[Shard]] = {part: [] for part in PARTS}
+    for shard, digest in zip(planned, found.hashes, strict=True):
+        described = Shard(file=shard.file, maps=len(shard.indices), sha256=digest.numpy().tobytes().hex())
+        shards[shard.part].append(described)
+    nats = {part: unigram_entropy(counts) for part, counts in zip(PARTS, found.counts, strict=True)}
+    processes.on_main(accelerator, lambda: write_index(folder, identity, shards, nats))
+
+    def opened() -> dict[str, StoredCodes]:
+        files = {part: tuple(load_codes(folder / shard.file) for shard in own) for part, own in shards.items()}
+        return {part: StoredCodes(own, nats[part]) for part, own in files.items()}
+
+    return processes.alike(accelerator, opened, lambda _: "", what)
 
 
-def _encoded(
-    folder: Path,
-    file: str,
-    encoder: Encoder,
-    identity: dict[str, str],
-    indices: np.ndarray,
-    views: Sequence[View],
-) -> CodeMaps:
-    """A shard that is there, or else one that is encoded now and written."""
-    stamp = {**identity, "shard": file, "maps": str(len(indices))}
-    there = read_shard(folder, file, stamp)
-    if processes.true_on_all(encoder.accelerator, there is not None):
-        assert there is not None
-        return there
-    maps = encoder.maps(indices, views)
-    processes.on_main(encoder.accelerator, lambda: write_shard(folder, file, maps, stamp))
-    return maps
+def _own_shards(folder: Path, encoder: Encoder, identity: dict[str, str], planned: Sequence[_Planned]) -> _Found:
+    """Write those shards of this process that are not there; look at those that are."""
+    config, accelerator = encoder.network.config, encoder.accelerator
+    counts = torch.zeros(len(PARTS), config.levels, config.num_codes, dtype=torch.int64)
+    hashes = torch.zeros(len(planned), 4, dtype=torch.int64)
+
+    def note(number: int, maps: CodeMaps) -> None:
+        shard = planned[number]
+        counts[PARTS.index(shard.part)] += code_counts(maps, config.num_codes)
+        digest = bytearray.fromhex(sha256(folder / shard.file))
+        hashes[number] = torch.frombuffer(digest, dtype=torch.int64)
+
+    missing = []
+    for number in range(accelerator.process_index, len(planned), accelerator.num_processes):
+        there = read_shard(folder, planned[number].file, planned[number].stamp(identity))
+        missing.append(number) if there is None else note(number, there)
+    for step in encoder.reporter.steps(range(len(missing)), "encode"):
+        shard = planned[missing[step]]
+        maps = encoder.maps(shard.indices, shard.views)
+        write_shard(folder, shard.file, maps, shard.stamp(identity))
+        note(missing[step], maps)
+    return _Found(counts, hashes)
 
 
-def _cut(indices: np.ndarray, network: VQVAE, views: int) -> list[np.ndarray]:
-    """Indices of the maps of each shard."""
-    codes = sum(rows * columns for rows, columns in network.config.grids)
-    per_shard = max(1, SHARD_BYTES // (views * codes * code_dtype(network.config).itemsize))
-    return [indices[start : start + per_shard] for start in range(0, len(indices), per_shard)]
+def _planned(part: str, indices: np.ndarray, views: Sequence[View], encoder: Encoder) -> Iterable[_Planned]:
+    """The shards of a part, in order: as large as a file may be, or as many as processes may want."""
+    config = encoder.network.config
+    image = len(views) * sum(rows * columns for rows, columns in config.grids) * code_dtype(config).itemsize
+    size = max(1, min(SHARD_BYTES // image, max(_LEAST_IMAGES, -(-len(indices) // _SHARDS))))
+    for number, first in enumerate(range(0, len(indices), size)):
+        yield _Planned(part, f"{part}-{number:05d}.safetensors", first, indices[first : first + size], views)
 
 
 def _make_room(folder: Path, identity: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline import generate
 from pipeline.cli.main import main
-from pipeline.data.code_maps import load_codes
+from pipeline.data.codes.maps import load_codes
 from pipeline.storage import write_json, write_manifest
 
 TINY = ["--hidden", "8", "--residual-channels", "4", "--num-codes", "12", "--steps", "3", "--batch-size", "8"]

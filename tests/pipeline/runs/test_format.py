@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
-from pipeline.data.code_maps import read_index, read_parts
+from pipeline.data.codes.shards import read_index, read_parts
 from pipeline.runs.saved import DecoderRun, PriorRun, VQVAERun, read_config
 from pipeline.storage import (
     load_tensors,
@@ -100,7 +100,7 @@ def test_an_adversarial_model_of_format_4_has_an_objective_and_jpegs_decoded_who
     write_json(path, old | {"model": old["model"] | {"adversarial": adversarial, "adversarial_weight": 0.5}})
     saved = read_config(path.parent, VQVAERun)
     assert (saved.model.objective, saved.model.adversarial_weight, saved.data.draft) == (objective, 0.5, False)
-    assert saved.format_version == 7 and saved.model.hidden == old["model"]["hidden"]
+    assert saved.format_version == 8 and saved.model.hidden == old["model"]["hidden"]
     trained = saved.model.discriminator_rate, saved.model.adversarial_start
     assert trained == ((1.0, 0.3) if adversarial else (0.25, 0.0)), "as it was trained"
 
@@ -207,7 +207,7 @@ def test_a_folder_of_format_3_is_refused_by_name(tmp_path: Path) -> None:
     run = copy(tmp_path)
     for stage in (run / "prior" / "0", run / "vqvae"):
         write_json(stage / "config.json", {**read_json(stage / "config.json"), "format_version": 3})
-        with pytest.raises(CheckpointError, match=r"config.json has format_version 3; this version reads 4 to 7"):
+        with pytest.raises(CheckpointError, match=r"config.json has format_version 3; this version reads 4 to 8"):
             load(run)
 
 

@@ -156,7 +156,7 @@ def test_the_newest_run_that_serves_is_found(trained: Path) -> None:
 def test_a_run_of_an_older_format_is_refused_by_name(trained: Path) -> None:
     _, run = copies(trained, "older", "newer")
     age_the_format(run)
-    message = r"config.json has format_version 3; this version reads 4 to 7; train the run"
+    message = r"config.json has format_version 3; this version reads 4 to 8; train the run"
     with pytest.raises(CheckpointError, match=message):
         load(run)
     with pytest.raises(CheckpointError, match=message):

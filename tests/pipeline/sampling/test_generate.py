@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipeline import CheckpointError, UsageError, generate, load
-from pipeline.data.splits import class_proportions
+from pipeline.data.codes.maps import CodeMaps
+from pipeline.data.codes.shards import StoredCodes, code_counts, unigram_entropy
 from pipeline.randomness import Purpose, stream
 from pipeline.sampling.labels import Label, class_numbers, class_probabilities, labels_of
-from pipeline.training.stage2 import unigram_entropy
 from stage2_prior.sampling.noise import gumbel, image_words
 
 
@@ -68,9 +68,10 @@ def test_a_class_of_a_model_without_classes_is_refused(trained: Path) -> None:
 
 
 def test_proportions_and_entropy_are_those_of_the_counts() -> None:
-    assert class_proportions(np.array([0, 2, 2, 2]), 3).tolist() == [0.25, 0.0, 0.75]
-    codes = torch.tensor([[0, 0, 1, 5]])
-    assert unigram_entropy(codes, 8) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
+    codes = torch.tensor([0, 0, 1, 5]).reshape(4, 1, 1).short()
+    shards = tuple(CodeMaps((codes[:n], codes[:n] // 9), torch.tensor([0, 2, 2, 2])[:n]) for n in (4, 1))
+    assert StoredCodes(shards, ()).class_counts(4).tolist() == [2, 0, 3, 0]
+    assert unigram_entropy(code_counts(shards[0], 8)) == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(4), 0))
 
 
 def test_all_bad_arguments_are_named_at_once(trained: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.config.data import DataConfig
-from pipeline.data.code_maps import CodeMaps
+from pipeline.data.codes.maps import CodeMaps
 from pipeline.data.image_set import from_array
 from pipeline.data.splits import Split
 from pipeline.randomness import BatchIndices, batch_indices, flips, views

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from pipeline import train_prior, train_vqvae
-from pipeline.data.code_maps import CodeMaps, load_codes, read_index, read_parts
+from pipeline.data.codes.maps import CodeMaps, load_codes
+from pipeline.data.codes.shards import StoredCodes, read_index, read_parts
 from pipeline.reporting import Silent
 from pipeline.runs.saved import VQVAERun, read_config
+from pipeline.storage import read_json, write_json
 from pipeline.training.inputs import extract
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
@@ -45,12 +47,22 @@ def learn(run: Path) -> None:
     train_prior(run, images=IMAGES, targets=TARGETS, force=True, **options)
 
 
-def codes_of(run: Path) -> list[torch.Tensor]:
-    """All codes of the index, in one view after the other."""
+def opened(run: Path) -> dict[str, StoredCodes]:
+    """The codes of each part."""
     vqvae = read_config(run / "vqvae", VQVAERun)
     maps = read_parts(run / "codes", read_index(run / "codes").identity, vqvae.model, len(vqvae.class_names))
     assert maps is not None
-    return [*maps["train"].levels, *maps["train"].views[0], *maps["validation"].levels]
+    return maps
+
+
+def codes_of(run: Path) -> list[torch.Tensor]:
+    """All codes of the index, in one view after the other."""
+    maps = opened(run)
+    codes: list[torch.Tensor] = []
+    for part in maps.values():
+        for view in range(part.encodings):
+            codes += part.rows(np.arange(len(part)), 2, np.full(len(part), view)).levels
+    return codes
 
 
 def test_many_shards_hold_what_one_does(run: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,13 +87,50 @@ def test_an_extraction_that_was_killed_goes_on_with_what_is_missing(
 ) -> None:
     monkeypatch.setattr(extract, "SHARD_BYTES", 10 * 2 * 12 * 2)
     learn(run)
-    whole = codes_of(run)
+    files = {path.name: path.read_bytes() for path in (run / "codes").iterdir()}
     (run / "codes" / "index.json").unlink()
     (run / "codes" / "train-00002.safetensors").unlink()
     encoded.clear()
     learn(run)
     assert encoded == [10]
-    assert all(torch.equal(one, other) for one, other in zip(whole, codes_of(run), strict=True))
+    assert {path.name: path.read_bytes() for path in (run / "codes").iterdir()} == files
+
+
+def test_maps_of_shards_are_those_in_memory_and_stay_on_the_disk(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn(run)
+    memory = load_codes(run / "codes" / "train-00000.safetensors")
+    shutil.rmtree(run / "codes")
+    monkeypatch.setattr(extract, "SHARD_BYTES", 10 * 2 * 12 * 2)
+    learn(run)
+    stored = opened(run)["train"]
+    assert len(stored.shards) == 4 and (len(stored), stored.encodings, stored.grids) == (34, 2, memory.grids)
+    rng = np.random.default_rng(0)
+    for count, levels in ((50, 1), (50, 2), (1, 2), (0, 2)):
+        items, encodings = rng.integers(0, 34, count), rng.integers(0, 2, count)
+        for which in (None, encodings):
+            ours, theirs = stored.rows(items, levels, which), memory.rows(items, levels, which)
+            assert len(ours.levels) == levels and ours.labels is not None and theirs.labels is not None
+            assert torch.equal(ours.labels, theirs.labels)
+            assert all(torch.equal(one, other) for one, other in zip(ours.levels, theirs.levels, strict=True))
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "train-00003" in line]
+    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped]
+    address = stored.shards[3].levels[1].data_ptr()
+    assert any(start <= address < end for start, end in spans), "a part of the file, and no copy"
+
+
+def test_the_entropy_of_codes_is_that_of_the_codes_on_disk_whoever_counted_them(run: Path) -> None:
+    learn(run)
+    for part, maps in opened(run).items():
+        for level, codes in enumerate(load_codes(run / "codes" / f"{part}-00000.safetensors").levels):
+            frequencies = np.unique(codes.numpy(), return_counts=True)[1] / codes.numel()
+            assert maps.unigram_nats[level] == pytest.approx(-(frequencies * np.log(frequencies)).sum())
+    counted = opened(run)
+    index = read_json(run / "codes" / "index.json")
+    older = {name: value for name, value in index.items() if name != "unigram_nats"} | {"format_version": 7}
+    write_json(run / "codes" / "index.json", older)
+    assert {part: maps.unigram_nats for part, maps in opened(run).items()} == {
+        part: maps.unigram_nats for part, maps in counted.items()
+    }
 
 
 @pytest.mark.parametrize("index", [True, False])

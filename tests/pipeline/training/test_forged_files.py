@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline import CheckpointError, DataError, UsageError, train_prior
-from pipeline.data.code_maps import INDEX, load_codes
+from pipeline.data.codes.maps import load_codes
+from pipeline.data.codes.shards import INDEX
 from pipeline.storage import load_metadata, load_tensors, read_json, save_tensors, sha256, write_json, write_manifest
 from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.tiny import TINY_PRIOR, shapes

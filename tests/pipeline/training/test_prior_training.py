@@ -12,7 +12,7 @@ import torch
 from pipeline import UsageError, load, train_prior, train_vqvae
 from pipeline.config.presets import preset_for
 from pipeline.config.training import AugmentConfig, TrainingConfig, evaluations_since
-from pipeline.data.code_maps import CodeMaps, load_codes
+from pipeline.data.codes.maps import CodeMaps, load_codes
 from pipeline.randomness import batch_indices, views
 from pipeline.reporting import Silent
 from pipeline.storage import load_tensors

@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline import CheckpointError, UsageError, generate, generate_files, load, train_prior, train_vqvae
 from pipeline.cli.main import main
 from pipeline.config.options import build, option_names
-from pipeline.data.code_maps import load_codes, read_index, read_parts
+from pipeline.data.codes.maps import load_codes
+from pipeline.data.codes.shards import read_index, read_parts
 from pipeline.data.splits import load_split
 from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Silent
@@ -79,7 +80,8 @@ def test_a_run_with_random_crops_is_of_the_window_and_sees_centres_but_in_traini
     assert maps is not None
     parts = load_split(model.run.folder.vqvae / "split.safetensors")
     for part in ("train", "validation"):
-        assert torch.equal(maps[part].levels[0].long(), model.encode(centres[getattr(parts, part)])[0].long())
+        [codes_on_disk] = maps[part].rows(np.arange(len(maps[part])), 1).levels
+        assert torch.equal(codes_on_disk.long(), model.encode(centres[getattr(parts, part)])[0].long())
     codes = []
     for name, picture in (("larger", images[0, 0]), ("window", centres[0, 0])):
         Image.fromarray(picture).save(f"{name}.png")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline import processes
 from pipeline.config.data import DataConfig
 from pipeline.config.training import TrainingConfig, learning_rate
-from pipeline.data.code_maps import CodeMaps
+from pipeline.data.codes.maps import CodeMaps
 from pipeline.data.image_set import from_array
 from pipeline.data.splits import Split
 from pipeline.randomness import Purpose, batch_indices, number
@@ -342,6 +342,7 @@ def test_processes_divide_the_validation_part_and_nothing_is_seen_twice(
     shown = [b for rank in range(processes) for b in images.validation_batches(rank, processes, cpu)]
     assert np.array_equal(torch.cat(shown).numpy(), IMAGES[29:]) and max(map(len, shown)) <= at_a_time
     maps = [b.codes for rank in range(processes) for b in codes.validation_batches(rank, processes, cpu)]
+    assert isinstance(codes.validation, CodeMaps)
     assert torch.equal(torch.cat(maps), codes.validation.levels[0])
 
 

@@ -1,0 +1,1 @@
+"""Code maps, in memory and on disk."""
