@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pipeline.config.options import Options, given, option_fields
 from pipeline.config.sampling import DecoderName
 from pipeline.data import pixels
-from pipeline.data.sources import SUFFIXES
+from pipeline.data.sources.base import SUFFIXES
 from pipeline.errors import UsageError
 from pipeline.reporting import is_main_process
 from pipeline.resources import check_writable

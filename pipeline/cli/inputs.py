@@ -11,7 +11,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.options import build
 from pipeline.data.image_set import ImageSet, load_images
 from pipeline.data.pixels import Colour
-from pipeline.data.sources import SUFFIXES
+from pipeline.data.sources.base import SUFFIXES
 from pipeline.errors import UsageError
 from pipeline.runs.layout import RunFolder
 from pipeline.runs.saved import VQVAERun

@@ -25,7 +25,7 @@ from pipeline.config.options import build
 from pipeline.config.sampling import CompleteConfig, DecoderName, FileConfig, SampleConfig
 from pipeline.data import pixels
 from pipeline.data.pictures import COLUMNS
-from pipeline.data.sources import SUFFIXES
+from pipeline.data.sources.base import SUFFIXES
 from pipeline.errors import UsageError
 from pipeline.reporting import reporter_for_command, table
 from pipeline.runs.saved import VQVAERun, codes_in_words, images_in_words

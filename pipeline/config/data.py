@@ -24,7 +24,7 @@ class DataConfig:
 
     data: str = Field(
         default=EMBEDDED,
-        description=f"A folder of images, a .zip of one, or a name: {EMBEDDED} (embedded), {', '.join(NAMED)}.",
+        description=f"A folder of images, a .zip or .tar of one, or a name: {EMBEDDED} (embedded), {', '.join(NAMED)}.",
     )
     image_size: str | None = Field(
         default=None,

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.config.data import DataConfig
 from pipeline.data import pixels
 from pipeline.data.pixels import BadImageError, Colour
-from pipeline.data.sources import UNREADABLE, Source
+from pipeline.data.sources.base import UNREADABLE, Source
 from pipeline.errors import DataError
 from pipeline.resources import free_memory
 

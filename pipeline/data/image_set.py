@@ -21,7 +21,9 @@ from pipeline.data import cache, mapped, pixels
 from pipeline.data.datasets import EMBEDDED_NAMES, embedded_digits, torchvision_dataset
 from pipeline.data.decoding import Plan, decode_into, plan_for
 from pipeline.data.pixels import channels
-from pipeline.data.sources import UNREADABLE, Source, label_by_folder, open_source
+from pipeline.data.sources.base import UNREADABLE, Source
+from pipeline.data.sources.labelling import label_by_folder
+from pipeline.data.sources.opening import open_source
 from pipeline.errors import DataError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.storage import atomic_folder

@@ -25,7 +25,8 @@ from pipeline.data import decoding, pixels
 from pipeline.data.decoding import Plan, decode_into
 from pipeline.data.image_set import load_images, test_files_fingerprint
 from pipeline.data.pixels import BadImageError, channels, decoders, open_image
-from pipeline.data.sources import SUFFIXES, Source, open_source
+from pipeline.data.sources.base import SUFFIXES, Source
+from pipeline.data.sources.opening import open_source
 from pipeline.runs.saved import VQVAERun, read_config
 
 fingerprint_of_files = test_files_fingerprint  # pytest would take it for a test

@@ -11,7 +11,8 @@ from pipeline import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data.cache import cache_folder
 from pipeline.data.image_set import from_array, load_images, load_test_images
-from pipeline.data.sources import label_by_folder, open_source
+from pipeline.data.sources.labelling import label_by_folder
+from pipeline.data.sources.opening import open_source
 from pipeline.data.splits import pixel_variance, split
 
 COLOURS = {"blue sky": (0, 0, 200), "grün": (0, 150, 0)}
