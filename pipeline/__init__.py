@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.evaluation.evaluate import evaluate as evaluate
     from pipeline.evaluation.folders import FolderEvaluation as FolderEvaluation
     from pipeline.evaluation.folders import evaluate_folder as evaluate_folder
+    from pipeline.evaluation.report.report import report as report
     from pipeline.evaluation.score import Scores as Scores
     from pipeline.evaluation.score import score as score
     from pipeline.reporting import Console as Console
@@ -55,6 +56,7 @@ _EXPORTS = {
     "pipeline.evaluation.evaluate": ("evaluate",),
     "pipeline.evaluation.folders": ("FolderEvaluation", "evaluate_folder"),
     "pipeline.evaluation.score": ("Scores", "score"),
+    "pipeline.evaluation.report.report": ("report",),
     "pipeline.reporting": ("Console", "Lines", "Reporter", "Silent"),
     "pipeline.runs.evaluation": ("Evaluation",),
     "pipeline.runs.validation": ("Metrics",),

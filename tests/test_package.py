@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+KINDS = (".py", ".typed", ".jinja", ".css", ".js")
 PACKAGES = ("stage1_vqvae", "stage2_prior", "pipeline")
 
 
@@ -37,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def modules() -> set[str]:
     """Every file of the three packages that belongs into a wheel."""
-    files = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".typed")}
+    files = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.suffix in KINDS}
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 

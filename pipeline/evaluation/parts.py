@@ -78,17 +78,28 @@ def read_parts(run: Run, source: Source, most: int | None, launch: Launch) -> Pa
 
     Raises DataError where they have changed or gone, or where no image is left for testing.
     """
-    config = run.vqvae
-    now = given({"data": ARRAY if source.images is not None else source.data, "test_data": source.test_data})
-    (wanted,) = build(flatten(config.data) | now, DataConfig)
-    image_set = load_image_set(wanted, source.images, source.targets, launch)
-    check_unchanged(run.folder, config, image_set)
-    split = load_split(run.folder.vqvae / SPLIT)
+    image_set, split, wanted = _read(run, source, launch)
     with launch.accelerator.local_main_process_first():
         if source.test_data is None:
             _check_test_files(run)
         test = _test_part(run, image_set, split, wanted, most)
     return Parts(image_set, split, test, _known(image_set, np.union1d(split.train, split.validation), test, run))
+
+
+def with_validation_as_test(run: Run, source: Source, most: int, launch: Launch) -> Parts:
+    """The images of a run, and in place of its test part its validation images, so many at random: for a run that has
+    no test part, to be shown and not measured. Raises DataError where they have changed or gone."""
+    image_set, split, _ = _read(run, source, launch)
+    return Parts(image_set, split, _chosen(image_set, split.validation[_at_random(len(split.validation), most)]))
+
+
+def _read(run: Run, source: Source, launch: Launch) -> tuple[ImageSet, Split, DataConfig]:
+    """The images of a run, how they were divided, and where they are now."""
+    now = given({"data": ARRAY if source.images is not None else source.data, "test_data": source.test_data})
+    (wanted,) = build(flatten(run.vqvae.data) | now, DataConfig)
+    image_set = load_image_set(wanted, source.images, source.targets, launch)
+    check_unchanged(run.folder, run.vqvae, image_set)
+    return image_set, load_split(run.folder.vqvae / SPLIT), wanted
 
 
 def _known(image_set: ImageSet, indices: Int[np.ndarray, "m"], test: Labelled, run: Run) -> int:

@@ -53,7 +53,8 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> str:
 def judge_in_words(judge: JudgeFacts) -> str:
     """Which judge, what it learned, and how good it is."""
     learned = "classes" if judge.learned == "classes" else "which way images are turned, as there are no classes"
-    return f"{judge.number}, which learned {learned}: right on {_shown('class_shown', judge.accuracy)} of real images"
+    right = shown_figure("class_shown", judge.accuracy)
+    return f"{judge.number}, which learned {learned}: right on {right} of real images"
 
 
 def figures_in_words(title: str, columns: Mapping[str, Mapping[str, Figure]]) -> str:
@@ -61,13 +62,14 @@ def figures_in_words(title: str, columns: Mapping[str, Mapping[str, Figure]]) ->
     names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
     rows: list[Sequence[str]] = [[title, *columns]]
     for name in names:
-        rows.append([f"  {name}", *(_shown(name, own[name]) if name in own else "" for own in columns.values())])
+        rows.append([f"  {name}", *(shown_figure(name, own[name]) if name in own else "" for own in columns.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = (map(str.ljust, row, widths) for row in rows)
     return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
-def _shown(name: str, figure: Figure) -> str:
+def shown_figure(name: str, figure: Figure) -> str:
+    """A figure with its standard error, fractions in %."""
     is_fraction = name.split("/")[0] in _FRACTIONS
     value = f"{100 * figure.value:.1f}" if is_fraction else f"{figure.value:.4g}"
     error = "" if figure.error is None else f" +- {100 * figure.error if is_fraction else figure.error:.2g}"

@@ -19,6 +19,7 @@ CHECKPOINTS = "checkpoints"
 RECONSTRUCTIONS = "reconstructions.png"
 SAMPLES_PICTURE = "samples.png"
 CARD = "README.md"
+REPORT = "report.html"
 STATUS = "status.json"
 SHARP = "sharp"  # the decoder that `gen sharpen` trains
 

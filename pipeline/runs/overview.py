@@ -100,14 +100,14 @@ def _last_validation(run: RunFolder, stage: str) -> dict[str, float] | None:
         if not (path / METRICS).is_file():
             continue
         for line in reversed((path / METRICS).read_text(errors="replace").splitlines()):
-            values = _values(line)
+            values = numbers_of(line)
             found = {name.removeprefix(_VALIDATION): v for name, v in values.items() if name.startswith(_VALIDATION)}
             if found:
                 return found
     return None
 
 
-def _values(line: str) -> dict[str, float]:
+def numbers_of(line: str) -> dict[str, float]:
     """The numbers in a line of metrics; nothing of one that is being written."""
     try:
         values = json.loads(line, parse_int=float)

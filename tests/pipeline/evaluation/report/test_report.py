@@ -1,0 +1,227 @@
+"""The page of a run: complete in itself, fit to be read, and with a sentence in place of what there is not."""
+
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipeline import CheckpointError, UsageError, load, report, train_prior, train_vqvae
+from pipeline.cli.main import main
+from pipeline.config.options import flatten
+from pipeline.evaluation.report import page
+from pipeline.evaluation.report.records import read_record
+from pipeline.evaluation.report.stage1 import between, exchanged_codes
+from pipeline.evaluation.report.stage2 import frames
+from pipeline.evaluation.report.tables import command_of
+from pipeline.reporting import Silent
+from pipeline.runs.evaluation import Evaluation, Figure, JudgeFacts, Measured, Setting, write_evaluation
+from pipeline.runs.layout import IN_PROGRESS, RunFolder
+from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
+
+IMAGES, TARGETS = shapes()
+GIVEN: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "reporter": Silent()}
+
+
+class Page(HTMLParser):
+    """What tests ask of a page: its elements in order, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source, self.elements, self.text = path.read_text(), list[tuple[str, dict[str, str | None]]](), ""
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+@pytest.fixture(scope="module")
+def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """A run that was evaluated with several scales of guidance, as a page."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("report") / "run")
+    return Page(report(run, out=run.parent / "page.html", **GIVEN))
+
+
+def check_page(shown: Page) -> None:
+    """What holds of every page."""
+    for _, attributes in shown.elements:
+        for name in ("src", "href", "xlink:href", "action"):
+            value = attributes.get(name) or ""
+            assert not value or value.startswith(("data:", "#")), value[:80]
+    styles = shown.source[shown.source.index("<style>") : shown.source.index("</style>")]
+    assert "url(" not in styles and "@import" not in styles and "fetch(" not in shown.source
+    for picture in shown.all("img"):
+        assert picture["alt"] and int(picture["width"] or 0) > 0 and int(picture["height"] or 0) > 0
+    assert all(drawing["aria-label"] and drawing["role"] == "img" for drawing in shown.all("svg"))
+    identifiers = [own["id"] for _, own in shown.elements if "id" in own]
+    assert len(identifiers) == len(set(identifiers))
+    targets = {own["href"] for own in shown.all("a")}
+    assert targets <= {f"#{identifier}" for identifier in identifiers}
+    levels = [int(tag[1]) for tag, _ in shown.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in pairwise(levels))
+    assert len(shown.source.encode()) < page.MOST_BYTES
+
+
+def test_a_page_is_complete_in_itself_and_fit_to_be_read(written: Page) -> None:
+    check_page(written)
+    for title in (
+        "Verdict",
+        "Originals and reconstructions",
+        "The codebook",
+        "Samples",
+        "Completions",
+        "Nearest training",
+    ):
+        assert title in written.text
+    assert "Left out" not in written.text
+    assert len(written.all("svg")) >= 5 and len(written.all("figure")) == written.source.count("<figcaption>") + 1
+
+
+def test_two_runs_stand_side_by_side(trained: Path, tmp_path: Path) -> None:
+    shown = Page(report(trained, trained, out=tmp_path / "both.html", **GIVEN))
+    check_page(shown)
+    assert shown.text.count("What limits this model most") + shown.text.count("limits this model clearly") == 2
+
+
+def test_what_is_not_there_is_said_in_a_sentence(trained: Path, tmp_path: Path) -> None:
+    """Images that have gone; then a prior, and then a stage 1 that are not finished; the run itself is written into."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    gone = Page(report(run, reporter=Silent()))
+    check_page(gone)
+    assert "pass it again, as images=" in gone.text and "8 samples" not in gone.text and (run / "report.html").is_file()
+    assert gone.all("img"), "samples and codes need no images"
+    for stage, sentence in ((run / "prior" / "0", "gen train-prior"), (run / "vqvae", "Stage 1 is unfinished")):
+        (stage / "config.json").rename(stage / IN_PROGRESS)
+        (stage / "manifest.json").unlink()
+        shown = Page(report(run, **GIVEN))
+        check_page(shown)
+        assert sentence in shown.text and "has not come to its end" in shown.text
+    assert not shown.all("img")
+
+
+@pytest.mark.parametrize("bottleneck", ["gaussian", "none"])
+def test_codes_that_are_numbers_have_units_and_no_codebook(tmp_path: Path, bottleneck: str) -> None:
+    train_vqvae(out=tmp_path / "run", images=IMAGES, **tiny_vqvae(bottleneck, steps=2, test=0), reporter=Silent())
+    shown = Page(report(tmp_path / "run", images=IMAGES, reporter=Silent()))
+    check_page(shown)
+    assert "unit 0" in shown.text and "latent space" in shown.text and "the validation part" in shown.text
+    assert ("64 samples" in shown.text) == (bottleneck == "gaussian")
+    assert ("there is nothing to draw from" in shown.text) == (bottleneck == "none")
+
+
+def test_many_classes_are_shown_in_part_and_guidance_that_was_compared_on_a_slider(tmp_path: Path) -> None:
+    targets, figure = np.arange(40) % 20, Figure(0.5, 0.1)
+    run, given = tmp_path / "run", {**GIVEN, "targets": targets}
+    train_vqvae(out=run, **TINY_VQVAE, **given)
+    train_prior(run, **TINY_PRIOR, **given, label_dropout=0.2)
+    model = load(run)
+    compared = [Measured(setting=Setting(guidance=g, temperature=1), figures={"recall": figure}) for g in (1, 2)]
+    evaluation = Evaluation(
+        codes_sha256=model.vqvae.codes_sha256,
+        decoder_sha256=model.vqvae.decoder_sha256,
+        prior_sha256="another",
+        judge=JudgeFacts(number=1, sha256="", learned="classes", accuracy=figure),
+        images=30,
+        test_images=30,
+        test_data=None,
+        seed=0,
+        stage1={"nmse": figure},
+        stage2={},
+        classes={},
+        floor={"recall": figure},
+        reconstructed={"recall": figure},
+        settings=tuple(compared),
+        best=compared[1].setting,
+        samples=compared[1],
+    )
+    write_evaluation(RunFolder(run), evaluation)
+    shown = Page(report(run, **given))
+    check_page(shown)
+    assert "12 of 20 classes are shown" in shown.text and "of other weights" in shown.text
+    names = [own["data-name"] for own in shown.all("div") if "data-name" in own]
+    assert {"1", "2"} <= set(names) == {f"{scale:g}" for scale in (1, 2, model.priors[0].config.guidance)}
+    assert "0.5 ± 0.1" in shown.text or "50.0 ± 10 %" in shown.text
+
+
+@pytest.mark.parametrize(
+    ("named", "error", "says"),
+    [
+        ({"out": "page.txt"}, UsageError, "end it in .html"),
+        ({"out": "there.html"}, UsageError, "exists already"),
+        ({"runs": 2}, UsageError, "name a file with --out"),
+        ({"runs": 3, "out": "new.html"}, UsageError, "2 runs at most"),
+        ({"run": "nowhere"}, CheckpointError, "nowhere is not there"),
+        ({"run": "."}, CheckpointError, "is no run folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_work(
+    trained: Path, named: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    Path("there.html").touch()
+    runs = [named.get("run", trained)] * named.get("runs", 1)
+    with pytest.raises(error, match=re.escape(says)):
+        report(*runs, out=named.get("out"), reporter=Silent())
+    assert not (trained / "report.html").exists()
+
+
+def test_a_page_that_would_be_too_large_has_pictures_with_loss(
+    trained: Path, written: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "MOST_BYTES", len(written.source.encode()) - 1)
+    smaller = report(trained, out="smaller.html", **GIVEN)
+    assert smaller.stat().st_size < len(written.source.encode())
+    monkeypatch.setattr(page, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="1,000 bytes at most"):
+        report(trained, out="smallest.html", **GIVEN)
+
+
+def test_the_commands_make_the_same_settings(trained: Path, tmp_path: Path) -> None:
+    """Parsed as a command line, they give every option that config.json has."""
+    record = read_record(trained)
+    for stage, name in ((record.vqvae, "train-vqvae"), (record.priors[0], "train-prior")):
+        words = shlex.split(command_of(stage, []))
+        context = main.commands[name].make_context(name, words, resilient_parsing=False)
+        saved = flatten(*(getattr(stage.settings, part) for part in ("model", "training")))
+        for option, value in saved.items():
+            if option not in ("max_minutes", "micro_batches"):
+                assert context.params[option] == value, option
+
+
+def test_a_map_is_drawn_from_nothing_to_the_sample(trained: Path) -> None:
+    """The last frame is the image itself, opaque; before it as many pixels are, as codes are drawn."""
+    model = load(trained)
+    samples = model.sample(1)
+    drawn = frames(model, samples.codes, 4)
+    opaque = (drawn[..., 3] == 255).mean((1, 2))
+    assert np.allclose(opaque, [0.5 / 2, 0.5, 1.5 / 2, 1], atol=0.1) and opaque[-1] == 1
+    assert np.array_equal(drawn[-1, ..., 0], samples.images[0, 0].numpy())
+
+
+def test_an_interpolation_ends_at_the_reconstructions_of_both(trained: Path) -> None:
+    model = load(trained)
+    codes = model.encode(IMAGES[:2])
+    ends, weights = model.decode(codes).numpy(), np.linspace(0, 1, 3)
+    for mixed in (between(model, codes, weights), model.decode(exchanged_codes(codes, weights)).numpy()):
+        assert np.array_equal(mixed[[0, -1]], ends)
+    (level,) = exchanged_codes(codes, weights)
+    half = level[1].flatten()
+    assert torch.equal(half[: len(half) // 2], codes[0][1].flatten()[: len(half) // 2])
+
+
+def test_the_command_says_what_it_wrote(trained: Path) -> None:
+    done = CliRunner().invoke(main, ["report", str(trained), "--out", "page.html", "--quiet"])
+    assert done.exit_code == 0 and done.stdout == "wrote page.html\n"
+    check_page(Page(Path("page.html")))
