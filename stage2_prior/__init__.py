@@ -17,7 +17,7 @@ from stage2_prior.sampling.completion import (
 from stage2_prior.sampling.draw import Noise, PrefixStepper, SampledCodes, draw
 from stage2_prior.sampling.guidance import GuidedStepper, stepper_of
 from stage2_prior.sampling.levels import SampledLevels, draw_levels
-from stage2_prior.sampling.options import GuidanceScale, SamplingOptions, Temperature
+from stage2_prior.sampling.options import GuidanceScale, GuidanceSchedule, SamplingOptions, Temperature
 from stage2_prior.sampling.scoring import mixture_bits
 from stage2_prior.task import CodeBatch, PriorTask, PriorTaskOutput, Summary
 
@@ -25,6 +25,7 @@ __all__ = [
     "ClassProposal",
     "CodeBatch",
     "GuidanceScale",
+    "GuidanceSchedule",
     "GuidedStepper",
     "Noise",
     "PixelCNN",

@@ -77,7 +77,11 @@ def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: 
     vqvae, names = model.vqvae.config.model, model.priors[0].config.class_names if model.priors else ()
     asked = label and ", ".join(names[number] for number in class_numbers(label, names)) + ", in turn"
     classes = asked if names and asked else f"{len(names)} as in the training data" if names else "none"
-    sharpened = ", ".join(f"{name} {value}" for name, value in asdict(sampling).items() if value is not None)
+    sharpened = ", ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in asdict(sampling).items()
+        if value is not None and value != "constant"
+    )
     return table(
         [
             ("task", f"draw {config.n:,} images as {files.format}, seed {config.seed}, {sharpened}"),

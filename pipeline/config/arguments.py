@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 from pipeline.config.sampling import FloatPrecision, Format
 from pipeline.config.training import Precision
 from stage1_vqvae.objective import Features
+from stage2_prior import GuidanceSchedule
 from stage2_prior.config import PriorName
 
 
@@ -129,6 +130,7 @@ class SamplingArguments(TypedDict, total=False):
     """SamplingOptions."""
 
     guidance: float | Literal["best"] | None
+    guidance_schedule: GuidanceSchedule | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -162,6 +164,7 @@ class EvaluateArguments(TypedDict, total=False):
 
     n: int | None
     guidance: tuple[float, ...]
+    guidance_schedule: tuple[GuidanceSchedule, ...]
     temperature: tuple[float, ...]
     seed: int
     judge: Literal[1, 2]

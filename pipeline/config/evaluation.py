@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
+
+from stage2_prior import GuidanceSchedule
 
 MOST_BY_DEFAULT = 10_000  # images of each set
 
@@ -28,6 +30,9 @@ class EvaluateConfig:
         default=(),
         description="Scales of guidance to compare, such as 1,1.5,2 [default: the prior's own].",
     )
+    guidance_schedule: tuple[GuidanceSchedule, ...] = Field(
+        default=(), description="Schedules of guidance to compare, such as constant,linear [default: constant]."
+    )
     temperature: tuple[float, ...] = Field(
         default=(), description="Temperatures to compare, such as 0.9,1 [default: 1]."
     )
@@ -39,6 +44,15 @@ class EvaluateConfig:
         default=False,
         description="Also FID by Inception-v3, and LPIPS; their weights are downloaded when first used.",
     )
+
+    @field_validator("guidance_schedule", mode="before")
+    @classmethod
+    def _as_schedules(cls, value: object) -> object:
+        """A schedule, several, or a text of several between commas."""
+        known, names = get_args(GuidanceSchedule), value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, Sequence) or not all(name in known for name in names):
+            raise ValueError(f"--guidance-schedule takes {', '.join(known)}, or several; got {value!r:.60}")
+        return tuple(names)
 
     @field_validator("guidance", "temperature", mode="before")
     @classmethod

@@ -152,12 +152,15 @@ class _Evaluating:
         except GenError as error:
             self.notes.append(f"no samples: {error}")
             return
-        guidance, config = self.config.guidance or (None,), self.model.vqvae.config.model
-        if not config.is_discrete and self.config.guidance:
+        guidance, schedules = self.config.guidance or (None,), self.config.guidance_schedule or (None,)
+        config = self.model.vqvae.config.model
+        if not config.is_discrete and (self.config.guidance or self.config.guidance_schedule):
             self.notes.append(f"no guidance: the codes of a {config.bottleneck} bottleneck know no classes")
-            guidance = (None,)
-        for scale, temperature in product(guidance, self.config.temperature or (None,)):
-            asked = SamplingOptions(guidance=scale, temperature=temperature)
+            guidance, schedules = (None,), (None,)
+        # At scale 1 all schedules are one.
+        guided = dict.fromkeys((scale, None if scale == 1 else way) for scale, way in product(guidance, schedules))
+        for (scale, schedule), temperature in product(guided, self.config.temperature or (None,)):
+            asked = SamplingOptions(guidance=scale, guidance_schedule=schedule, temperature=temperature)
             self.settings.append(self.model.sampler(options=asked).options)
 
     def run(self, yardstick: Yardstick) -> Evaluation:
@@ -280,8 +283,9 @@ class _Evaluating:
 
 
 def _setting(options: SamplingOptions) -> Setting:
-    assert isinstance(options.guidance, float) and options.temperature is not None
-    return Setting(guidance=options.guidance, temperature=options.temperature)
+    guidance, schedule, temperature = options.guidance, options.guidance_schedule, options.temperature
+    assert isinstance(guidance, float) and schedule is not None and temperature is not None
+    return Setting(guidance=guidance, guidance_schedule=schedule, temperature=temperature)
 
 
 def _best(compared: Sequence[Measured]) -> Setting | None:

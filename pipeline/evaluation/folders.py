@@ -29,6 +29,7 @@ from pipeline.sampling.samples import codes_file, picture_name, written_parts
 from pipeline.storage import check_paths
 from pipeline.training.launch import Launch
 
+_DRAWING = ("guidance", "guidance_schedule", "temperature", "seed")
 _LEAST = 4  # images of a reference: two for the judge, one for each other part
 
 
@@ -90,7 +91,7 @@ def evaluate_folder(
 
 def _check_idle(options: Options, run: str | Path | None) -> None:
     """Raise UsageError for options that mean nothing here."""
-    idle = dict.fromkeys(("guidance", "temperature", "seed"), "drawing samples, and --samples are there already")
+    idle = dict.fromkeys(_DRAWING, "drawing samples, and --samples are there already")
     if run is None:
         idle |= dict.fromkeys(("data", "test_data"), "the data of a run, and none is named")
     else:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.formats import FORMAT_VERSION, read_current
 from pipeline.runs.layout import RunFolder
 from pipeline.storage import validated, write_json
-from stage2_prior import GuidanceScale, Temperature
+from stage2_prior import GuidanceScale, GuidanceSchedule, Temperature
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -29,10 +29,12 @@ class Setting:
     """How samples were drawn."""
 
     guidance: GuidanceScale
+    guidance_schedule: GuidanceSchedule = "constant"
     temperature: Temperature
 
     def __str__(self) -> str:
-        return f"guidance {self.guidance:g}, temperature {self.temperature:g}"
+        schedule = "" if self.guidance_schedule == "constant" else f" {self.guidance_schedule}"
+        return f"guidance {self.guidance:g}{schedule}, temperature {self.temperature:g}"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -1,7 +1,7 @@
 """Sampling options as numbers: what a run's prior or its evaluation says of those that were not given."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from pipeline.errors import UsageError
 from pipeline.runs.evaluation import Evaluation, Setting, evaluation_file, read_evaluation
@@ -13,15 +13,23 @@ from stage2_prior import SamplingOptions
 def resolve(
     options: SamplingOptions, folder: RunFolder, vqvae: LoadedVQVAE, priors: Sequence[LoadedPrior]
 ) -> SamplingOptions:
-    """The options with a guidance and a temperature that are numbers; those that are numbers already stay.
+    """The options with guidance, its schedule and temperature decided; those that are given already stay.
 
-    Raises UsageError where "best" is known of no such model, and CheckpointError for an evaluation that is damaged.
+    Raises UsageError where "best" is known of no such model, and where a schedule would change nothing; CheckpointError
+    for an evaluation that is damaged.
     """
     if options.guidance == "best":
         best = _best_setting(folder, vqvae, priors)
-        return replace(options, guidance=best.guidance, temperature=best.temperature)
+        return SamplingOptions(**asdict(best), top_k=options.top_k, top_p=options.top_p)
     guidance = _default_guidance(priors) if options.guidance is None else options.guidance
-    return replace(options, guidance=guidance, temperature=1.0 if options.temperature is None else options.temperature)
+    schedule = options.guidance_schedule or "constant"
+    if guidance == 1 and schedule != "constant":
+        raise UsageError(
+            f"--guidance-schedule {schedule} goes from 1 to the scale of --guidance, which is 1 here; give "
+            "--guidance 3 or another scale, or leave the schedule out"
+        )
+    temperature = 1.0 if options.temperature is None else options.temperature
+    return replace(options, guidance=guidance, guidance_schedule=schedule, temperature=temperature)
 
 
 def _default_guidance(priors: Sequence[LoadedPrior]) -> float:

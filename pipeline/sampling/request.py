@@ -18,6 +18,7 @@ from pipeline.resources import check_writable
 from pipeline.runs.lock import locked
 from pipeline.sampling.samples import CODES, remove_partial
 from pipeline.storage import validated, write_json
+from stage2_prior import GuidanceSchedule
 
 REQUEST = "request.json"
 
@@ -35,6 +36,7 @@ class Request:
     seed: int
     label: str | None
     guidance: float
+    guidance_schedule: GuidanceSchedule = "constant"  # older versions had no other
     temperature: float
     top_k: int | None
     top_p: float | None

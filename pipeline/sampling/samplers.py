@@ -177,6 +177,6 @@ class CodeSampler(Sampler):
 
     @stage_errors_as_usage()
     def _make_steppers(self, n: int) -> list[Stepper]:
-        guidance = self.options.guidance
-        assert isinstance(guidance, float)
-        return [stepper_of(prior.network, n, guidance) for prior in self.priors]
+        guidance, schedule = self.options.guidance, self.options.guidance_schedule
+        assert isinstance(guidance, float) and schedule is not None
+        return [stepper_of(prior.network, n, guidance, schedule) for prior in self.priors]

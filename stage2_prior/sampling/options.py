@@ -1,4 +1,4 @@
-"""How the distribution of a code is sharpened before a draw."""
+"""How the distribution of a code is guided and sharpened before a draw."""
 
 from typing import Annotated, Literal
 
@@ -13,6 +13,7 @@ _SMALLEST, _LARGEST = 1e-6, 1e6
 _MOST_CODES = 2**31 - 1
 
 GuidanceScale = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
+GuidanceSchedule = Literal["constant", "linear", "cosine"]
 Temperature = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST, allow_inf_nan=False)]
 
 
@@ -20,15 +21,20 @@ Temperature = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST, allow_inf_nan=Fa
 class SamplingOptions:
     """How logits are sharpened before a draw.
 
-    `guidance` acts on pairs of logits, in GuidedStepper, which takes a number; `sharpen` does the rest. None and "best"
-    stand for numbers that whoever makes the stepper knows: the default of a trained prior, and for "best" the guidance
-    and the temperature that were measured to be best for it.
+    `guidance` and its schedule act on pairs of logits, in GuidedStepper, which takes a number; `sharpen` does the rest.
+    None and "best" stand for what whoever makes the stepper knows: the default of a trained prior, and for "best" the
+    guidance, its schedule and the temperature that were measured to be best for it.
     """
 
     guidance: float | Literal["best"] | None = Field(
         default=None,
         description="Scale of classifier-free guidance: above 1, images show their class more clearly and vary less; "
-        "best: the guidance and the temperature that `gen evaluate` chose [default: the run's own].",
+        "best: guidance, schedule and temperature as `gen evaluate` chose them [default: the run's own].",
+    )
+    guidance_schedule: GuidanceSchedule | None = Field(
+        default=None,
+        description="Guidance over the positions of a map: constant; linear or cosine, which grow from 1 at the first "
+        "to the scale at the last, so that layouts vary more [default: constant].",
     )
     temperature: Temperature | None = Field(
         default=None,
@@ -55,11 +61,16 @@ class SamplingOptions:
             raise
 
     @model_validator(mode="after")
-    def _has_one_temperature(self) -> "SamplingOptions":
+    def _is_not_given_twice(self) -> "SamplingOptions":
         if self.guidance == "best" and self.temperature is not None:
             raise ValueError(
                 f"--guidance best has a temperature of its own; leave --temperature {self.temperature:g} out, or give "
                 "both as numbers"
+            )
+        if self.guidance == "best" and self.guidance_schedule is not None:
+            raise ValueError(
+                f"--guidance best has a schedule of its own; leave --guidance-schedule {self.guidance_schedule} out, "
+                "or give --guidance as a number"
             )
         return self
 

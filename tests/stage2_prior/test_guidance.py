@@ -7,6 +7,7 @@ import torch
 
 from stage2_prior import (
     CodeBatch,
+    GuidanceSchedule,
     GuidedStepper,
     Noise,
     Prior,
@@ -39,6 +40,21 @@ def test_guided_logits_are_beyond_those_of_the_class(kind: type[Prior], scale: f
     actual = teacher_forced(GuidedStepper(prior, 4, scale), codes, labels)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
     assert float((conditional - unconditional).abs().max()) > 1e-3
+
+
+def test_a_schedule_takes_guidance_from_one_to_its_scale() -> None:
+    prior, codes, labels = guidable(prior_classes()[0]), random_codes(4, 4, 5), torch.tensor([0, 1, 2, 0])
+    conditional, unconditional = (prior(codes, known).detach() for known in (labels, torch.full_like(labels, -1)))
+    fractions = torch.arange(20, dtype=torch.float64).reshape(4, 5) / 19
+    growths: dict[GuidanceSchedule, torch.Tensor] = {
+        "linear": fractions,
+        "cosine": (torch.pi / 2 * fractions**2.5).sin() ** 2,
+    }
+    for schedule, grown in growths.items():
+        scales = 1 + 2 * grown
+        assert float(scales[0, 0]) == 1 and abs(float(scales[-1, -1]) - 3) < 1e-12
+        actual = teacher_forced(GuidedStepper(prior, 4, 3.0, schedule), codes, labels)
+        torch.testing.assert_close(actual, unconditional + scales * (conditional - unconditional), rtol=0, atol=1e-10)
 
 
 @every_prior

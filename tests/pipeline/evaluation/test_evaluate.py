@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from pipeline import (
     train_vqvae,
 )
 from pipeline.cli.main import main
+from pipeline.config.arguments import EvaluateArguments
 from pipeline.config.data import DataConfig
 from pipeline.data.image_set import from_array
 from pipeline.data.splits import load_split
@@ -164,6 +165,17 @@ def test_a_setting_is_chosen_on_validation_and_measured_once_on_test(run: Path) 
     (alone,) = evaluate(run, guidance=(chosen.guidance,), temperature=(chosen.temperature,))  # keeps what was compared
     assert alone.samples == found.samples and alone.settings == found.settings
     assert found.samples.figures["kernel_distance"].value not in distances  # of other images
+
+
+def test_schedules_are_compared_and_are_one_at_scale_one(run: Path) -> None:
+    (found,) = evaluate(run, guidance=(1, 30), guidance_schedule=("constant", "linear"))
+    assert [str(one.setting) for one in found.settings] == [
+        f"guidance {words}, temperature 1" for words in ("1", "30", "30 linear")
+    ]
+    samples = [one.figures["kernel_distance"].value for one in found.settings]
+    assert samples[1] != samples[2]
+    with pytest.raises(UsageError, match=r"--guidance-schedule takes constant, linear, cosine, or several; got 'fast'"):
+        evaluate(run, **cast(EvaluateArguments, {"guidance_schedule": "fast"}))
 
 
 def test_a_second_judge_is_kept_beside_the_first(run: Path) -> None:

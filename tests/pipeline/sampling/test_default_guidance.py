@@ -161,6 +161,28 @@ def test_best_is_the_guidance_and_the_temperature_that_an_evaluation_chose(run: 
     assert torch.equal(completed, expected)
 
 
+def test_best_has_the_schedule_that_an_evaluation_chose(run: Path) -> None:
+    evaluate(run, best=Setting(guidance=30.0, guidance_schedule="linear", temperature=0.5))
+    best = codes(run, guidance="best")
+    assert torch.equal(best, codes(run, guidance=30.0, guidance_schedule="linear", temperature=0.5))
+    assert not torch.equal(best, codes(run, guidance=30.0, temperature=0.5))
+    assert torch.equal(codes(run, guidance=30.0), codes(run, guidance=30.0, guidance_schedule="constant")), (
+        "constant where none is given"
+    )
+    printed = succeeds("sample", run, "--n", 2, "--guidance", "best", "--out", "new")
+    assert "guidance 30.0, guidance schedule linear, temperature 0.5" in printed
+    with pytest.raises(UsageError, match="guidance_schedule linear, not constant; choose"):
+        generate_files(run, n=2, guidance=30, temperature=0.5, out="new")
+
+
+def test_a_schedule_that_changes_nothing_or_is_given_twice_is_refused(run: Path) -> None:
+    with pytest.raises(UsageError, match=r"--guidance-schedule linear goes from 1 to the scale .* which is 1 here"):
+        generate(run, 1, guidance=1.0, guidance_schedule="linear")
+    with pytest.raises(UsageError, match=r"best has a schedule of its own; leave --guidance-schedule cosine out"):
+        generate(run, 1, guidance="best", guidance_schedule="cosine")
+    assert "--guidance-schedule" in fails(2, "sample", run, "--guidance-schedule", "square")
+
+
 def test_a_request_has_the_numbers_and_is_not_that_of_another_best(run: Path) -> None:
     evaluate(run)
     printed = succeeds("sample", run, "--n", 2, "--guidance", "best", "--out", "new")
@@ -264,5 +286,5 @@ def test_what_is_no_guidance_is_refused_in_python_too(trained: Path, guidance: A
 
 def test_numbers_of_other_types_are_guidance(trained: Path) -> None:
     sampler = load(trained).sampler(options=SamplingOptions(guidance=np.float32(2)))  # type: ignore[arg-type]
-    assert sampler.options == replace(SamplingOptions(), guidance=2.0, temperature=1.0)
+    assert sampler.options == replace(SamplingOptions(), guidance=2.0, guidance_schedule="constant", temperature=1.0)
     assert SamplingOptions(guidance=2).guidance == 2.0
