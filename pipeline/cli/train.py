@@ -14,6 +14,8 @@ from pipeline.config.presets import PRESETS, PresetName
 from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.errors import UsageError
 from pipeline.evaluation.compare import DEFAULT, compare, markdown
+from pipeline.evaluation.report.charts import check_can_draw
+from pipeline.evaluation.report.report import report
 from pipeline.reporting import reporter_for_command
 from pipeline.runs.layout import SHARP, RunFolder
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, VQVAERun, read_config
@@ -49,9 +51,21 @@ def _loop_options(command: Command[...]) -> Command[...]:
     options = [
         click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),
         click.option("--log", type=click.Choice(["tensorboard"]), help="Log there too, besides metrics.jsonl."),
+        click.option("--report", "reports", is_flag=True, help="In the end write report.html, as gen report does."),
         quiet_option,
     ]
     return functools.reduce(lambda done, option: option(done), reversed(options), command)
+
+
+def _check_can_report(reports: bool) -> None:
+    """Raise, before the training and not after it, what a report would."""
+    if reports:
+        check_can_draw()
+
+
+def _report(reports: bool, run: Path, data: str | None, quiet: bool) -> None:
+    if reports:
+        say_result(f"wrote {report(run, data=data, reporter=reporter_for_command(quiet))}")
 
 
 @click.command("train-vqvae")
@@ -65,10 +79,12 @@ def train_vqvae_command(
     config: Path | None,
     log: str | None,
     init: Path | None,
+    reports: bool,
     quiet: bool,
     **options: Unpack[VQVAEArguments],
 ) -> None:
     """Stage 1: learn a codebook from images."""
+    _check_can_report(reports)
     done = train_vqvae(
         out=out,
         resume=resume,
@@ -88,6 +104,7 @@ def train_vqvae_command(
             check_codebook(RunFolder(done.run), model, done.validation)
         except UsageError as warning:
             click.echo(f"gen: warning: {warning}", err=True)
+    _report(reports, done.run, None, quiet)
 
 
 @click.command("train-prior")
@@ -107,10 +124,12 @@ def train_prior_command(
     log: str | None,
     data: str | None,
     force: bool,
+    reports: bool,
     quiet: bool,
     **options: Unpack[PriorArguments],
 ) -> None:
     """Stage 2: learn how the codes of a run (by default the newest) are distributed, level by level."""
+    _check_can_report(reports)
     done = train_prior(
         run,
         level=level,
@@ -126,6 +145,7 @@ def train_prior_command(
     )
     next_command = f"gen sample {done.run} --n 64"
     say_result(f"wrote {done.run / 'prior'} (validation: {done.validation.brief()}); next: {next_command}")
+    _report(reports, done.run, data, quiet)
 
 
 @click.command("sharpen")
@@ -138,6 +158,7 @@ def sharpen_command(
     resume: str | None,
     log: str | None,
     data: str | None,
+    reports: bool,
     quiet: bool,
     **options: Unpack[SharpenArguments],
 ) -> None:
@@ -147,9 +168,11 @@ def sharpen_command(
     not given are those that stage 1 was trained with, but for --micro-batches and --precision, and --steps a quarter of
     its steps.
     """
+    _check_can_report(reports)
     done = sharpen(run, resume=resume, log=log, data=data, reporter=reporter_for_command(quiet), **options)
     wrote = RunFolder(done.run).decoder(SHARP)
     say_result(f"wrote {wrote} (validation: {done.validation.brief()}); images are decoded with it from now on")
+    _report(reports, done.run, data, quiet)
 
 
 @click.command("compare")

@@ -107,8 +107,8 @@ def _scales(drawing: Drawing) -> tuple[list[float], float]:
     """The scales of guidance that were compared, with the run's own among them; some of them, where there are many."""
     default = drawing.model.resolve(SamplingOptions()).guidance
     assert isinstance(default, float)
-    measured = {one.setting.guidance for one in drawing.evaluation.settings} if drawing.evaluation else set()
-    others = sorted(measured - {default})
+    settings = [one.setting for one in drawing.evaluation.settings] if drawing.evaluation else []
+    others = sorted({one.guidance for one in settings if one.guidance_schedule == "constant"} - {default})
     return sorted([default, *(others[index] for index in evenly_spread(len(others), _SCALES - 1))]), default
 
 

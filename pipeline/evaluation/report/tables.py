@@ -147,7 +147,12 @@ def _evaluate(evaluation: Evaluation, run: str) -> str:
     settings = evaluation.settings or ([evaluation.samples] if evaluation.samples else [])
     guidance = dict.fromkeys(f"{one.setting.guidance:g}" for one in settings)
     temperature = dict.fromkeys(f"{one.setting.temperature:g}" for one in settings)
-    given = {"guidance": ",".join(guidance), "temperature": ",".join(temperature)}
+    schedule = dict.fromkeys(one.setting.guidance_schedule for one in settings)
+    given = {
+        "guidance": ",".join(guidance),
+        "guidance-schedule": "" if list(schedule) == ["constant"] else ",".join(schedule),
+        "temperature": ",".join(temperature),
+    }
     flags = [f"--{name} {value}" for name, value in given.items() if value]
     data = [f"--test-data {shlex.quote(evaluation.test_data)}"] if evaluation.test_data else []
     words = ["gen evaluate", run, *flags, *data, f"--n {evaluation.images}", f"--seed {evaluation.seed}"]

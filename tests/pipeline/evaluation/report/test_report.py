@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -225,3 +226,18 @@ def test_the_command_says_what_it_wrote(trained: Path) -> None:
     done = CliRunner().invoke(main, ["report", str(trained), "--out", "page.html", "--quiet"])
     assert done.exit_code == 0 and done.stdout == "wrote page.html\n"
     check_page(Page(Path("page.html")))
+
+
+def test_a_training_reports_when_it_has_ended_and_says_before_it_if_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["train-vqvae", "--preset", "tiny", "--steps", "2", "--report", "--quiet", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib", None)
+        refused = CliRunner().invoke(main, given)
+    assert refused.exit_code == 2 and "pip install 'gen-images[report]'" in refused.output
+    assert not (tmp_path / "run").exists()
+    assert CliRunner().invoke(main, given).exit_code == 0
+    shown = Page(tmp_path / "run" / "report.html")
+    check_page(shown)
+    assert "2 of 2 steps" in shown.text
