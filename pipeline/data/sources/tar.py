@@ -5,10 +5,13 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from pipeline.data.sources.base import Source, is_hidden, is_image, natural, others
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$", re.IGNORECASE)
 
@@ -37,9 +40,10 @@ class _Part(io.RawIOBase):
         self._at += len(found)
         return found
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]  # any writable buffer
-        found = self.read(len(buffer))
-        buffer[: len(found)] = found
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        into = memoryview(buffer).cast("B")
+        found = self.read(len(into))
+        into[: len(found)] = found
         return len(found)
 
     def close(self) -> None:

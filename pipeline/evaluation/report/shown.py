@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from pipeline.data.code_maps import read_parts as read_code_maps
+from pipeline.data.codes.maps import join_levels
+from pipeline.data.codes.shards import read_parts as read_code_maps
 from pipeline.data.image_set import ImageSet
 from pipeline.data.pictures import evenly_spread
 from pipeline.errors import DataError
@@ -66,7 +67,7 @@ class Shown:
         maps = read_code_maps(self.model.run.folder.codes, identity, vqvae.config.model, len(vqvae.config.class_names))
         if maps is None:
             raise DataError(self.why_not)
-        return maps["validation"].levels
+        return join_levels(shard.levels for shard in maps["validation"].shards)
 
     def first(self, n: int) -> UInt8[np.ndarray, "n c h w"]:
         """So many of the images, of different classes where there are any. Raises DataError."""
