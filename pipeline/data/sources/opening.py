@@ -91,7 +91,7 @@ def _open_zip(path: Path, largest: int) -> Source:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, UnicodeDecodeError, NotImplementedError) as error:
-        raise DataError(f"{path} is neither a folder nor a .tar nor a readable .zip: {error}") from error
+        raise DataError(f"{path} is neither a folder nor a readable .zip or .tar: {error}") from error
     there = {info.filename: info for info in archive.infolist() if not info.is_dir() and not is_hidden(info.filename)}
     members = {name: info for name, info in there.items() if is_image(name)}
     names = tuple(sorted(members, key=natural))
