@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType
 
+from pipeline.arithmetic import reserve_workspace
 from pipeline.config.training import Precision
 from pipeline.errors import UsageError
 
@@ -38,6 +39,7 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
     if log is not None and importlib.util.find_spec(log) is None:
         raise UsageError(f"--log {log} needs a package that is not installed: pip install {log}")
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process decodes, the others wait
+    reserve_workspace()  # before anything is computed: whether a training wants it may be known only once it is read
     # Without CUDA the CPU: other devices lack the float64 that statistics and noise are computed in.
     on_cpu = not torch.cuda.is_available()
     accelerator = Accelerator(

@@ -88,6 +88,7 @@ class TrainingArguments(TypedDict, total=False):
     clip: float
     average_decay: float
     precision: Precision
+    deterministic: bool
     seed: int
     evaluations: int
     patience: int

@@ -52,6 +52,10 @@ class TrainingConfig:
         default="auto",
         description="Precision of matrix products; auto is bfloat16 where the device has it in hardware.",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="On a GPU too a resumed run equals the uninterrupted one bit for bit; slower there.",
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the weights, the data's order and all noise.")
     evaluations: int = Field(default=5, ge=1, le=10**6, description="Evaluations on the validation part, over the run.")
     patience: int = Field(

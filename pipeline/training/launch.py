@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline import processes
+from pipeline.arithmetic import deterministic
 from pipeline.config.options import OptionDict, Options, flatten, given, read_config_file
 from pipeline.config.presets import PRESETS
 from pipeline.config.training import TrainingConfig
@@ -132,10 +133,11 @@ def train_and_publish(
     """
     name = str(trainer.folder.relative_to(run.path))
     status.begin(name)
-    settings = _begin(launch, trainer, settings, facts)
-    trainer.logged = status.reach
-    status.begin(name, trainer.state.record.step, trainer.state.record.total_steps)
-    ended = trainer.run()
+    with deterministic(trainer.device) if trainer.config.deterministic else nullcontext():
+        settings = _begin(launch, trainer, settings, facts)
+        trainer.logged = status.reach
+        status.begin(name, trainer.state.record.step, trainer.state.record.total_steps)
+        ended = trainer.run()
     status.reach(trainer.state.record.step)
     _report_end(trainer, ended)
 
@@ -245,7 +247,7 @@ def _banner(trainer: Trainer[Batch, ReportedT], facts: list[tuple[str, str]], ti
     return table(
         [
             *facts,
-            ("device", f"{device}, {count}, {training.precision}"),
+            ("device", f"{device}, {count}, {training.precision}{', deterministic' if training.deterministic else ''}"),
             ("parameters", f"{parameters:,}"),
             ("steps", steps),
             ("learning rate", f"{training.learning_rate:g} at most, gradients clipped at {training.clip:g}"),
