@@ -7,6 +7,7 @@ an image counts: those after it are conditioned on it), and their rate per milli
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ import torch
 
 from pipeline import load
 from pipeline.config.sampling import FloatPrecision
+from pipeline.storage import JsonObject
 
 PRECISIONS: tuple[FloatPrecision, ...] = ("float64", "float32")
 
@@ -24,6 +26,14 @@ def codes(run: Path, n: int, batch_size: int, precision: FloatPrecision) -> torc
     return torch.cat([level.flatten(1) for level in levels], 1)
 
 
+def differences(run: Path, n: int, batch_sizes: Sequence[int], precision: FloatPrecision) -> JsonObject:
+    """How often the draws of the first batch size differ from those of the others."""
+    first, *others = (codes(run, n, size, precision) for size in batch_sizes)
+    images = sum(int((first != other).any(1).sum()) for other in others)
+    draws = first.numel() * len(others)
+    return {"draws": draws, "first_differences": images, "per_million": 1e6 * images / draws}
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--n", default=512, show_default=True)
@@ -31,10 +41,7 @@ def codes(run: Path, n: int, batch_size: int, precision: FloatPrecision) -> torc
 def main(run: Path, n: int, batch_sizes: str) -> None:
     """Measure and print."""
     for precision in PRECISIONS:
-        first, *others = (codes(run, n, int(size), precision) for size in batch_sizes.split(","))
-        images = sum(int((first != other).any(1).sum()) for other in others)
-        draws = first.numel() * len(others)
-        result = {"draws": draws, "first_differences": images, "per_million": 1e6 * images / draws}
+        result = differences(run, n, [int(size) for size in batch_sizes.split(",")], precision)
         print(json.dumps({"precision": precision, "batch_sizes": batch_sizes, "n": n, **result}))
 
 

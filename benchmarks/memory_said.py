@@ -20,38 +20,22 @@ from pathlib import Path
 from statistics import mean
 
 import click
-import numpy as np
 import psutil
 import torch
-from jaxtyping import UInt8
-from torch.nn import functional as F
 
+from benchmarks.trainers import image_set_of, image_trainer
 from pipeline import processes
-from pipeline.config.data import DataConfig
 from pipeline.config.options import build
 from pipeline.config.presets import PRESETS, PresetName
 from pipeline.config.training import TrainingConfig
-from pipeline.data.image_set import from_array
-from pipeline.data.splits import pixel_variance, split
 from pipeline.processes import keep_freed_memory
-from pipeline.reporting import Silent
 from pipeline.training.cost.budget import expected_memory
 from pipeline.training.cost.memory import multiply_adds, training_memory
-from pipeline.training.inputs.batches import ImageBatches
-from pipeline.training.launch import fit_to_processes, seeded_weights
-from pipeline.training.loop.trainer import Trainer
+from pipeline.training.launch import fit_to_processes
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 
 MIB = 2**20
 SIDES: dict[str, int] = {"base": 32, "photos64-cpu": 64, "photos64": 64, "photos128": 128, "photos256": 256}
-IMAGES = 256
-
-
-def smooth_images(side: int) -> UInt8[np.ndarray, "n 3 side side"]:
-    """Random colours on a grid of 8x8, with bicubic values between."""
-    colours = torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    batches = [F.interpolate(part, (side, side), mode="bicubic") for part in torch.split(colours, 16)]
-    return np.concatenate([(255 * part.clamp(0, 1)).round().byte().numpy() for part in batches])
 
 
 def resident_bytes() -> int:
@@ -72,22 +56,10 @@ def measured(preset: PresetName, given: dict[str, int | str], folder: Path) -> d
     wanted, training = build(options, VQVAEConfig, TrainingConfig, derived={"height": side, "width": side})
     model = wanted.resolved()
     training = fit_to_processes(training, accelerator)
-    image_set = from_array(smooth_images(side), None, (), DataConfig())
-    parts = split(len(image_set.images), DataConfig(), 0)
+    image_set = image_set_of(side)
     said, gmac = training_memory(model, training, accelerator.device), multiply_adds(model) / 1e9
-    variance = pixel_variance(image_set.images, parts.train)
     before = resident_bytes()
-    with seeded_weights(0):
-        task = VQVAETask(VQVAE(model, variance))
-    trainer = Trainer(
-        task=task,
-        data=ImageBatches(image_set, parts, False, 0),
-        config=training,
-        accelerator=accelerator,
-        folder=folder,
-        reporter=Silent(),
-        preview=lambda _: None,
-    )
+    trainer = image_trainer(model, training, image_set, accelerator, folder)
     trainer.start()
     banner = expected_memory(trainer)
     losses = [float(trainer.train_step(step).metrics["loss"]) for step in range(training.steps or 0)]

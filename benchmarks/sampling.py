@@ -41,8 +41,8 @@ CHUNKS = (1, 4, 16, 64, 256)
 MOST_POSITIONS = 2**16  # of a forward pass; more do not make it faster
 
 
-def networks(kind: Kind, grid: int) -> list[Prior]:
-    """The prior of each level: 15 layers of 128 channels, 512 codes; its weights as they are initialised."""
+def networks(kind: Kind, grid: int, layers: int = 15, hidden: int = 128, num_codes: int = 512) -> list[Prior]:
+    """The prior of each level, its weights as they are initialised."""
     torch.manual_seed(0)
     sizes = [grid // 2, grid] if kind == "two-levels" else [grid]
     made = []
@@ -51,12 +51,12 @@ def networks(kind: Kind, grid: int) -> list[Prior]:
             prior="pixelcnn" if kind == "two-levels" else kind,
             height=size,
             width=size,
-            num_codes=512,
-            coarser=(512,) * level,
-            layers=15,
-            hidden=128,
+            num_codes=num_codes,
+            coarser=(num_codes,) * level,
+            layers=layers,
+            hidden=hidden,
             first_kernel=7,
-            head=256,
+            head=2 * hidden,
         )
         made.append(make_prior(config).to(memory_format=torch.channels_last).eval().requires_grad_(False))
     return made
@@ -76,12 +76,15 @@ def seconds(work: Callable[[], object], at_least: float = 1.0, most: int = 20) -
 def _once(work: Callable[[], object]) -> float:
     started = perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return perf_counter() - started
 
 
 def forward(priors: list[Prior], images: int, rows: int | None = None) -> list[float]:
     """Median seconds per image of a forward pass of each level, over the first rows of maps."""
-    maps = [torch.randint(512, (images, prior.config.height, prior.config.width)) for prior in priors]
+    configs, device = [prior.config for prior in priors], next(priors[0].parameters()).device
+    maps = [torch.randint(own.num_codes, (images, own.height, own.width), device=device) for own in configs]
     works = [partial(prior, maps[level][:, :rows], None, maps[:level]) for level, prior in enumerate(priors)]
     return [statistics.median(seconds(work, 0.5)) / images for work in works]
 

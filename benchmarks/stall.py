@@ -8,30 +8,13 @@ no test part.
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from benchmarks.trainers import StopError, Until
 from pipeline import train_vqvae
-from pipeline.reporting import Silent
 from pipeline.runs.layout import METRICS, RunFolder
-
-
-class _StopError(Exception):
-    """Enough steps were done."""
-
-
-class _Until(Silent):
-    """Ends the loop after some steps; the schedules are those of the whole run."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-
-    def steps(self, steps: range, description: str) -> Iterator[int]:
-        """The first steps only."""
-        yield from steps[: self.last]
-        raise _StopError
 
 
 @click.command()
@@ -43,8 +26,8 @@ def main(data: str, steps: int, seeds: int) -> None:
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                train_vqvae(out=folder, data=data, test=0.0, seed=seed, preset="base", reporter=_Until(steps))
-            except _StopError:
+                train_vqvae(out=folder, data=data, test=0.0, seed=seed, preset="base", reporter=Until(steps))
+            except StopError:
                 lines = (RunFolder(Path(folder)).vqvae / METRICS).read_text().splitlines()
         last = json.loads(lines[-1])
         print(json.dumps({"seed": seed, "step": last["step"], "perplexity": round(last["perplexity"], 1)}))
