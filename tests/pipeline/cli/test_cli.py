@@ -369,7 +369,15 @@ def test_a_run_folder_is_not_taken_for_images(trained: Path, command: str) -> No
 
 def test_every_command_about_a_run_takes_the_flag() -> None:
     about_a_run = {name for name, command in main.commands.items() if "run" in {p.name for p in command.params}}
-    assert about_a_run == set(main.commands) - {"train-vqvae", "compare", "evaluate", "report", "doctor", "status", "cache"}
+    assert about_a_run == set(main.commands) - {
+        "train-vqvae",
+        "compare",
+        "evaluate",
+        "report",
+        "doctor",
+        "status",
+        "cache",
+    }
     for name in about_a_run:
         assert "--run" in succeeds(name, "--help")
 
