@@ -9,6 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a test holds the two lists equal
+    from pipeline.codec.compress import Compressed as Compressed
+    from pipeline.codec.compress import compress as compress
+    from pipeline.codec.decompress import Decompressed as Decompressed
+    from pipeline.codec.decompress import decompress as decompress
+    from pipeline.codec.decompress import decompress_files as decompress_files
     from pipeline.errors import CheckpointError as CheckpointError
     from pipeline.errors import DataError as DataError
     from pipeline.errors import DivergedError as DivergedError
@@ -44,6 +49,8 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from stage2_prior import SamplingOptions as SamplingOptions
 
 _EXPORTS = {
+    "pipeline.codec.compress": ("Compressed", "compress"),
+    "pipeline.codec.decompress": ("Decompressed", "decompress", "decompress_files"),
     "pipeline.errors": (
         "CheckpointError",
         "DataError",

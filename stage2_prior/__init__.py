@@ -6,6 +6,7 @@ from stage2_prior.priors.base import Prior, PriorError, Stepper, code_nats
 from stage2_prior.priors.pixelcnn.network import PixelCNN
 from stage2_prior.priors.pixelsnail.network import PixelSNAIL
 from stage2_prior.priors.transformer.network import Transformer
+from stage2_prior.sampling.coding import Coder, code_levels
 from stage2_prior.sampling.completion import (
     ClassProposal,
     choose_candidate,
@@ -24,6 +25,7 @@ from stage2_prior.task import CodeBatch, PriorTask, PriorTaskOutput, Summary
 __all__ = [
     "ClassProposal",
     "CodeBatch",
+    "Coder",
     "GuidanceScale",
     "GuidanceSchedule",
     "GuidedStepper",
@@ -44,6 +46,7 @@ __all__ = [
     "Temperature",
     "Transformer",
     "choose_candidate",
+    "code_levels",
     "code_nats",
     "draw",
     "draw_classes",

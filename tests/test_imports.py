@@ -19,8 +19,9 @@ ROOMS = {
     "runs": {"config", "data"},
     "training": {"config", "data", "runs"},
     "sampling": {"config", "data", "runs"},
+    "codec": {"config", "data", "runs", "sampling"},
     "evaluation": {"config", "data", "runs", "training", "sampling"},
-    "cli": {"config", "data", "runs", "training", "sampling", "evaluation"},
+    "cli": {"config", "data", "runs", "training", "sampling", "codec", "evaluation"},
 }
 
 

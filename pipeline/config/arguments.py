@@ -160,6 +160,14 @@ class CompleteArguments(SamplingArguments, total=False):
     seed: int
 
 
+class CompressArguments(TypedDict, total=False):
+    """CompressConfig."""
+
+    levels: int | None
+    block_size: int
+    keep_names: bool
+
+
 class EvaluateArguments(TypedDict, total=False):
     """Of `evaluate`: EvaluateConfig."""
 

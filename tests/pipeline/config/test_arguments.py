@@ -8,6 +8,7 @@ from typing import get_type_hints
 import pytest
 
 from pipeline.config import arguments
+from pipeline.config.codec import CompressConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.options import option_fields
@@ -33,6 +34,7 @@ def option_types(*configs: type) -> dict[str, object]:
         (arguments.GenerateArguments, (SampleConfig, SamplingOptions), ("n",)),
         (arguments.GenerateFilesArguments, (SampleConfig, SamplingOptions, FileConfig), ()),
         (arguments.CompleteArguments, (CompleteConfig, SamplingOptions), ()),
+        (arguments.CompressArguments, (CompressConfig,), ()),
         (arguments.EvaluateArguments, (EvaluateConfig,), ()),
     ],
 )

@@ -1,0 +1,1 @@
+"""Images as a file of entropy-coded codes, and back."""
