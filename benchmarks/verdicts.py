@@ -38,7 +38,7 @@ def digits(run: Path, _: str) -> None:
 
 def collapsed(run: Path, _: str) -> None:
     """A codebook learned by gradient, far too fast, without revival."""
-    train_vqvae(out=run, codebook_rule="gradient", learning_rate=0.3, warmup_steps=0, revival_ends=0.0, steps=300)
+    train_vqvae(out=run, codebook_rule="gradient", learning_rate=0.03, revival_ends=0.0, steps=300)
     train_prior(run, steps=100)
 
 
@@ -55,8 +55,8 @@ def overfitted(run: Path, _: str) -> None:
 
 
 def blurred(run: Path, _: str) -> None:
-    """Eight codes for maps of 4x4."""
-    train_vqvae(out=run, num_codes=8, objective="nmse")
+    """Sixteen codes for maps of 2x2."""
+    train_vqvae(out=run, num_codes=16, downsampling=16)
     train_prior(run)
 
 
