@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pipeline import Model, SamplingOptions, load
 from pipeline.config.data import DataConfig
 from pipeline.data import pixels
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 from pipeline.data.splits import split
 
 

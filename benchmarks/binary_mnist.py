@@ -30,7 +30,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.options import build
 from pipeline.config.training import TrainingConfig
 from pipeline.data.codes.maps import CodeMaps
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 from pipeline.data.splits import split
 from pipeline.reporting import Silent
 from pipeline.training.cost.budget import steps_within

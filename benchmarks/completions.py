@@ -15,7 +15,7 @@ import torch
 from pipeline import complete, load
 from pipeline.config.data import DataConfig
 from pipeline.data import pixels
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 from pipeline.data.splits import load_split
 from pipeline.runs.layout import SPLIT, RunFolder
 

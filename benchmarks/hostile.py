@@ -50,7 +50,7 @@ from pipeline import (
 from pipeline.cli.main import main as gen_command
 from pipeline.config.arguments import EvaluateArguments
 from pipeline.config.data import DataConfig
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 from pipeline.errors import GenError
 from pipeline.runs.layout import is_finished
 from pipeline.storage import MANIFEST, verify

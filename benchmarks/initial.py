@@ -17,7 +17,7 @@ import torch
 
 from pipeline import Silent, load, train_vqvae
 from pipeline.config.data import DataConfig
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 
 _FEW, _TESTED = 40, 500
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from pipeline import processes
 from pipeline.config.data import DataConfig
 from pipeline.config.training import Precision, TrainingConfig
-from pipeline.data.image_set import ImageSet, load_images
+from pipeline.data.image_set import ImageSet
+from pipeline.data.loading import load_images
 from pipeline.data.splits import Split, pixel_variance, split
 from pipeline.processes import keep_freed_memory
 from pipeline.randomness import batch_indices
@@ -149,7 +150,7 @@ def main(data: str, threads: int, steps: int) -> None:
     config = DataConfig(data=data, validation=0.1, test=0.0)
     images = load_images(config)
     parts = split(len(images.images), config, 0)
-    variance = pixel_variance(images.images, parts.train)
+    variance = pixel_variance(images, parts.train)
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
             precision: ours(images, parts, variance, precision, Path(folder), steps + TURN) for precision in PRECISIONS

@@ -68,7 +68,7 @@ def image_trainer(
     """A trainer of stage 1, as `gen train-vqvae` makes it."""
     parts = split(len(images.images), DataConfig(), 0)
     with seeded_weights(0):
-        task = VQVAETask(VQVAE(model, pixel_variance(images.images, parts.train)))
+        task = VQVAETask(VQVAE(model, pixel_variance(images, parts.train)))
     return Trainer(
         task=task,
         data=ImageBatches(images, parts, False, 0),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline import load, score
 from pipeline.config.data import DataConfig
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 from pipeline.data.splits import load_split
 from pipeline.runs.layout import SPLIT, RunFolder
 

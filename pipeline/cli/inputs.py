@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 
 from pipeline.config.data import DataConfig
 from pipeline.config.options import build
-from pipeline.data.image_set import ImageSet, load_images
+from pipeline.data.image_set import ImageSet
+from pipeline.data.loading import load_images
 from pipeline.data.pixels import Colour
 from pipeline.data.sources.base import SUFFIXES
 from pipeline.errors import UsageError

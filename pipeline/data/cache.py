@@ -22,7 +22,7 @@ from pipeline.data.mapped import is_held
 from pipeline.errors import ResourceError, UsageError
 from pipeline.reporting import Reporter
 
-IMAGES, LABELS, ABOUT = "images.npy", "labels.npy", "images.json"  # of a decoded set
+IMAGES, FACTS, ABOUT = "images.npy", "facts.safetensors", "images.json"  # of a decoded set
 
 DOWNLOADS = "torchvision"  # the key of the lock of data sets by name
 LIMIT = "GEN_CACHE_GIB"

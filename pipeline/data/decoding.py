@@ -34,6 +34,11 @@ class Plan(NamedTuple):
     size_asked: bool  # else it is the images' own, and all have it
     colour_asked: bool
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
     def check(self, image: Image.Image) -> None:
         """Raise BadImageError for an image unlike those that the plan was made by."""
         if not self.size_asked and image.size != (self.width, self.height):
@@ -101,7 +106,7 @@ def decode_into(
         try:
             image = _open(source, source.names[index], draft_side)
             plan.check(image)
-            array[index] = pixels.fit_with_margin(image, (plan.height, plan.width), (size[0], size[1]), plan.colour)
+            array[index] = pixels.fit_with_margin(image, plan.window, (size[0], size[1]), plan.colour)
         except BadImageError as error:
             return str(error)
         return None

@@ -1,7 +1,5 @@
 """What a run notes down of its images: which could not be read, and hashes by which it says later what has changed."""
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from pipeline.data.image_set import ImageSet
+from pipeline.data.image_set import ImageSet, hashed
 from pipeline.storage import atomic_file, load_tensors, save_tensors
 
 _NAMED = 3  # files named of each kind
@@ -25,12 +23,7 @@ class Hashes(NamedTuple):
 
 def hashes(image_set: ImageSet) -> Hashes:
     """The hashes of these images."""
-    names = (name.encode() for name in image_set.names)
-    return Hashes(_hashed(image.tobytes() for image in image_set.decoded), _hashed(names))
-
-
-def _hashed(contents: Iterable[bytes]) -> Int[np.ndarray, "n"]:
-    return np.frombuffer(b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents), np.int64)
+    return Hashes(image_set.facts.hashes, hashed(name.encode() for name in image_set.names))
 
 
 def save_hashes(path: Path, image_set: ImageSet) -> None:

@@ -18,7 +18,8 @@ from pipeline.config.arguments import CompareArguments, VQVAEArguments
 from pipeline.config.options import Options, contradictions, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.data import pixels
-from pipeline.data.image_set import ImageSet, load_test_images, test_files_fingerprint
+from pipeline.data.image_set import ImageSet
+from pipeline.data.loading import load_test_images, test_files_fingerprint
 from pipeline.data.pictures import evenly_spread
 from pipeline.data.splits import Split, load_split, pixel_variance
 from pipeline.errors import DataError, UsageError
@@ -189,7 +190,7 @@ def _measure(
     parts = load_split(first.run.folder.vqvae / SPLIT)
     with launch.accelerator.local_main_process_first():
         part, measured = _measured_images(first.vqvae.config, image_set, parts)
-    variance = pixel_variance(image_set.images, parts.train)
+    variance = pixel_variance(image_set, parts.train)
     shown = evenly_spread(len(measured), _SHOWN)
     result = Comparison(folder, part, [], [Strip("images", measured[shown])])
 

@@ -14,7 +14,8 @@ from pipeline.config.evaluation import MOST_BY_DEFAULT, EvaluateConfig
 from pipeline.config.options import Options, build
 from pipeline.data import pixels
 from pipeline.data.codes.maps import load_codes
-from pipeline.data.image_set import ImageSet, load_images
+from pipeline.data.image_set import ImageSet
+from pipeline.data.loading import load_images
 from pipeline.data.pixels import Colour
 from pipeline.data.splits import Split
 from pipeline.errors import DataError, UsageError

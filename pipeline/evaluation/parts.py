@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.config.data import ARRAY, DataConfig
 from pipeline.config.options import build, flatten, given
-from pipeline.data.image_set import ImageSet, load_test_images, test_files_fingerprint
+from pipeline.data.image_set import ImageSet
+from pipeline.data.loading import load_test_images, test_files_fingerprint
 from pipeline.data.splits import Split, load_split
 from pipeline.errors import DataError
 from pipeline.randomness import Purpose, stream

@@ -14,7 +14,8 @@ from pipeline.config.data import ARRAY, EMBEDDED, NAMED, DataConfig
 from pipeline.config.options import OptionDict, Options, build, flatten, given
 from pipeline.config.presets import PresetName
 from pipeline.config.training import TrainingConfig
-from pipeline.data.image_set import ImageSet, test_files_fingerprint
+from pipeline.data.image_set import ImageSet
+from pipeline.data.loading import test_files_fingerprint
 from pipeline.data.pictures import write_picture
 from pipeline.data.record import save_hashes, write_skipped
 from pipeline.data.splits import Split, pixel_variance, save_split, split
@@ -257,7 +258,7 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
     parts = split(len(image_set.images), settings.data, seed)
     check_fits(launch, settings)
     with seeded_weights(seed):
-        task = VQVAETask(VQVAE(settings.model, pixel_variance(image_set.images, parts.train)))
+        task = VQVAETask(VQVAE(settings.model, pixel_variance(image_set, parts.train)))
 
     def begin() -> None:
         if settings.init is not None:

@@ -1,5 +1,6 @@
 """The classes of images, by the folders that they lie in."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePosixPath
@@ -15,7 +16,20 @@ class Labelling:
     class_names: tuple[str, ...]
 
 
-def label_by_folder(names: tuple[str, ...]) -> Labelling | None:
+@dataclass(frozen=True)
+class Classes:
+    """How images come by their classes: `of` their names, where they have any; and a `key` that says which classes."""
+
+    key: str
+    of: Callable[[Sequence[str]], Labelling | None]
+
+
+def classes_wanted(wanted: bool) -> Classes:
+    """The classes by folders, or none."""
+    return Classes("folders", label_by_folder) if wanted else Classes("none", lambda names: None)
+
+
+def label_by_folder(names: Sequence[str]) -> Labelling | None:
     """One class for each folder below the last one that holds everything; None for a flat or mixed layout.
 
     >>> label_by_folder(("photos/cat/1.png", "photos/dog/2.png", "photos/cat/3.png"))

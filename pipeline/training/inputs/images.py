@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pipeline import processes
 from pipeline.config.data import ARRAY, EMBEDDED, NAMED, DataConfig
-from pipeline.data.image_set import ImageSet, from_array, load_images
+from pipeline.data.image_set import ImageSet, from_array
+from pipeline.data.loading import load_images
 from pipeline.data.record import load_hashes, what_changed
 from pipeline.data.splits import load_split
 from pipeline.errors import DataError

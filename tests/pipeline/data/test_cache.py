@@ -17,9 +17,10 @@ from click.testing import CliRunner
 
 from pipeline.cli.main import main
 from pipeline.config.data import DataConfig
-from pipeline.data import cache, image_set, mapped
+from pipeline.data import cache, loading, mapped
 from pipeline.data.decoding import decode_into
-from pipeline.data.image_set import from_array, load_images, load_test_images
+from pipeline.data.image_set import from_array
+from pipeline.data.loading import load_images, load_test_images
 from pipeline.errors import ResourceError, UsageError
 from pipeline.reporting import Silent
 from tests.pipeline.data.test_image_set import folder_of_images
@@ -28,7 +29,7 @@ HUGE = "2000000"  # pixels a side: of six images 67 TiB
 DECODE = """
 import sys
 from pipeline.config.data import DataConfig
-from pipeline.data import image_set
+from pipeline.data import loading
 
 def stop(array, *_):
     array[:] = 1
@@ -36,8 +37,8 @@ def stop(array, *_):
     sys.stdin.read()
     return {}
 
-image_set.decode_into = stop
-image_set.load_images(DataConfig(data=sys.argv[1]), shared=True)
+loading.decode_into = stop
+loading.load_images(DataConfig(data=sys.argv[1]), shared=True)
 """
 
 
@@ -88,7 +89,7 @@ def test_the_blocks_of_the_file_are_reserved_before_anything_is_decoded(
         seen.append(file.stat().st_blocks * 512 >= array.nbytes)
         return decode_into(array, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_set, "decode_into", reserved)
+    monkeypatch.setattr(loading, "decode_into", reserved)
     decoded(photos, image_size="512")
     assert seen == [True]
 
@@ -274,7 +275,7 @@ def test_only_what_nobody_uses_is_cleared(photos: Path) -> None:
     assert cache.entries() == []
 
 
-@pytest.mark.parametrize("name", ["images.npy", "images.json"])
+@pytest.mark.parametrize("name", ["images.npy", "images.json", "facts.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"\x93NUMPY\x01\x00"])
 def test_a_damaged_set_is_listed_and_decoded_anew(photos: Path, name: str, content: bytes | None) -> None:
     before = np.array(decoded(photos))
@@ -283,6 +284,6 @@ def test_a_damaged_set_is_listed_and_decoded_anew(photos: Path, name: str, conte
         (entry.folder / name).unlink()
     else:
         (entry.folder / name).write_bytes(content)
-    assert len(cache.entries()) == int(content is not None)
+    assert len(cache.entries()) == int(content is not None or name == cache.FACTS)
     assert np.array_equal(decoded(photos), before)
     assert [found.shape for found in cache.entries()] == [before.shape]

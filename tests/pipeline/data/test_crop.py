@@ -12,7 +12,8 @@ from PIL import Image
 from pipeline import UsageError, train_vqvae
 from pipeline.config.data import DataConfig
 from pipeline.data import cache
-from pipeline.data.image_set import ImageSet, from_array, load_images, load_test_images
+from pipeline.data.image_set import ImageSet, from_array
+from pipeline.data.loading import load_images, load_test_images
 from pipeline.data.record import hashes, what_changed
 from pipeline.data.splits import Split, pixel_variance
 from pipeline.randomness import batch_indices, crops
@@ -109,7 +110,7 @@ def test_the_variance_is_that_of_what_is_seen() -> None:
     images = noise(6, (18, 27))
     images[:, :, 1:17, 1:25] = np.arange(6).reshape(6, 1, 1, 1)
     found = from_array(images, None, (), config())
-    assert pixel_variance(found.images, np.arange(6)) == pytest.approx(np.var(np.arange(6) / 255))
+    assert pixel_variance(found, np.arange(6)) == pytest.approx(np.var(np.arange(6) / 255))
 
 
 def test_a_change_in_the_margin_is_a_change_and_so_is_another_window(tmp_path: Path) -> None:

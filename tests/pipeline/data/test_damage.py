@@ -23,7 +23,7 @@ from pipeline.cli.inputs import images_like
 from pipeline.config.data import DataConfig
 from pipeline.data import decoding, pixels
 from pipeline.data.decoding import Plan, decode_into
-from pipeline.data.image_set import load_images, test_files_fingerprint
+from pipeline.data.loading import load_images, test_files_fingerprint
 from pipeline.data.pixels import BadImageError, channels, decoders, open_image
 from pipeline.data.sources.base import SUFFIXES, Source
 from pipeline.data.sources.opening import open_source
@@ -271,7 +271,7 @@ def test_names_that_are_not_utf8_are_written_out(tmp_path: Path) -> None:
         (path / "1.png").write_bytes(encoded("PNG"))
     for shared in (False, True):
         images = load_images(DataConfig(data=str(root)), shared=shared)
-        assert images.class_names == ("blau", r"gr\xfcn") and images.names == ("blau/1.png", r"gr\xfcn/1.png")
+        assert images.class_names == ("blau", r"gr\xfcn") and tuple(images.names) == ("blau/1.png", r"gr\xfcn/1.png")
     assert len(fingerprint_of_files(str(root))) == 64
     (root / r"gr\xfcn").mkdir()
     (root / r"gr\xfcn" / "2.png").write_bytes(encoded("PNG"))

@@ -1,6 +1,7 @@
 """Every way images come in, and what is refused."""
 
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 from pipeline import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data.cache import cache_folder
-from pipeline.data.image_set import from_array, load_images, load_test_images
+from pipeline.data.image_set import from_array
+from pipeline.data.loading import load_images, load_test_images
 from pipeline.data.sources.labelling import label_by_folder
 from pipeline.data.sources.opening import open_source
 from pipeline.data.splits import pixel_variance, split
@@ -301,10 +303,13 @@ def test_a_test_part_takes_images_from_the_training_part_alone() -> None:
         DataConfig(validation=0.5, test=0.5)
 
 
-def test_the_pixel_variance_is_numpys() -> None:
+def test_the_pixel_variance_is_that_of_the_fractions() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 5), dtype=np.uint8)
     chosen = np.arange(0, 50, 2)
-    assert pixel_variance(images, chosen) == pytest.approx((images[chosen] / 255).var(), rel=1e-12)
+    values = [Fraction(value, 255) for value in images[chosen].ravel().tolist()]
+    mean = sum(values) / len(values)
+    exact = sum((value - mean) ** 2 for value in values) / len(values)
+    assert pixel_variance(from_array(images, None, (), DataConfig()), chosen) == float(exact)
 
 
 CLASSES = ("2", "10", "Cat", "cat", "cat 9", "cat 10", "dog", "\u00e4ffin")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.config.data import DataConfig
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 from pipeline.data.pixels import BadImageError, fit, grid, is_grey, open_image, to_pil
 
 

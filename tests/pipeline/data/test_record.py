@@ -9,7 +9,8 @@ from PIL import Image
 
 from pipeline import DataError, train_vqvae
 from pipeline.config.data import DataConfig
-from pipeline.data.image_set import ImageSet, load_images
+from pipeline.data.image_set import ImageSet
+from pipeline.data.loading import load_images
 from pipeline.data.record import hashes, what_changed
 from pipeline.reporting import Silent
 from tests.tiny import TINY_VQVAE

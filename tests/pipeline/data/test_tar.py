@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.data import DataConfig
-from pipeline.data.image_set import load_images
+from pipeline.data.loading import load_images
 from pipeline.data.sources.opening import open_source
 from pipeline.errors import DataError
 
