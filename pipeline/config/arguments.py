@@ -22,6 +22,7 @@ class DataArguments(TypedDict, total=False):
     draft: bool
     flip: bool
     labels: bool
+    label_file: str | None
     validation: float
     test: float
     test_data: str | None

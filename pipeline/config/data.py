@@ -41,7 +41,11 @@ class DataConfig:
         description="Decode a JPEG much larger than --image-size at a half, a quarter or an eighth, which is faster.",
     )
     flip: bool = Field(default=False, description="Mirror images at random while training.")
-    labels: bool = Field(default=True, description="Learn the folders' names as classes.")
+    labels: bool = Field(default=True, description="Learn classes: the folders' names, or those beside the images.")
+    label_file: str | None = Field(
+        default=None,
+        description="Classes from a .csv (with the header file_name,label) or a .json, in place of folders.",
+    )
     validation: float = Field(
         default=0.1, gt=0, lt=1, description="Fraction of the images that chooses the best weights; never trained on."
     )
@@ -70,7 +74,7 @@ class DataConfig:
         description="Decoded images above this size live in a memory-mapped file in the cache.",
     )
 
-    @field_validator("data", "image_size", "test_data", mode="before")
+    @field_validator("data", "image_size", "test_data", "label_file", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int | Path) else value
@@ -89,6 +93,7 @@ class DataConfig:
                 "--crop random cuts windows of --image-size out of larger images, and without one they would be whole "
                 "images; give --image-size, or --crop centre"
             )
+        problems += self._label_file_problems()
         if self.validation + self.test_fraction >= 1:
             problems.append(
                 f"--validation {self.validation} and --test {self.test} leave no image to train on; choose smaller ones"
@@ -96,6 +101,18 @@ class DataConfig:
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _label_file_problems(self) -> list[str]:
+        if self.label_file is None:
+            return []
+        problems = []
+        if Path(self.label_file).suffix.lower() not in (".csv", ".json"):
+            problems.append(f"--label-file takes a .csv or a .json; got {self.label_file!r:.200}")
+        if not self.labels:
+            problems.append("--label-file gives classes, and --no-labels leaves them out; give one of them")
+        if self.data in (EMBEDDED, ARRAY, *NAMED):
+            problems.append(f"--label-file gives classes to files by their names, and {self.data} has none of files")
+        return problems
 
     @property
     def test_fraction(self) -> float:

@@ -21,7 +21,8 @@ from pipeline.data.decoding import Plan, decode_into, plan_for
 from pipeline.data.image_set import Decoded, ImageSet, assembled, from_array, images_at_a_time, in_words
 from pipeline.data.pixels import channels
 from pipeline.data.sources.base import UNREADABLE, Source
-from pipeline.data.sources.labelling import Classes, classes_wanted
+from pipeline.data.sources.label_file import read_label_file
+from pipeline.data.sources.labelling import BY_FOLDER, NO_CLASSES, Classes, own_classes
 from pipeline.data.sources.opening import open_source
 from pipeline.errors import DataError
 from pipeline.reporting import Reporter, reporter_for_api
@@ -55,7 +56,7 @@ def load_test_images(config: DataConfig, shape: tuple[int, int, int], *, reporte
     alike = replace(config, image_size=f"{height}x{width}", colour="grey" if channels == 1 else "colour")
     if config.test_data in NAMED:
         return from_array(*torchvision_dataset(config.test_data, reporter or reporter_for_api(), train=False), alike)
-    return load_images(replace(alike, data=config.test_data), reporter=reporter)
+    return load_images(replace(alike, data=config.test_data, label_file=None), reporter=reporter)
 
 
 def test_files_fingerprint(test_data: str) -> str:
@@ -79,7 +80,7 @@ def test_files_fingerprint(test_data: str) -> str:
 
 
 def _from_files(source: Source, config: DataConfig, reporter: Reporter, *, shared: bool) -> ImageSet:
-    classes = classes_wanted(config.labels)
+    classes = _classes(source, config)
     with pixels.decoders(config.max_pixels):
         plan = plan_for(source, config)
         shape = _shape(source, config, plan)
@@ -92,6 +93,17 @@ def _from_files(source: Source, config: DataConfig, reporter: Reporter, *, share
             found = _from_cache(source, config, plan, classes, reporter)
     others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.passed_over)
     return replace(found, passed_over=others)
+
+
+def _classes(source: Source, config: DataConfig) -> Classes:
+    """The classes wanted: from a file, from beside the images, by their folders, or none."""
+    if not config.labels:
+        return NO_CLASSES
+    if config.label_file is not None:
+        own = read_label_file(Path(config.label_file).expanduser(), source.names, config.data)
+        return own_classes(source.names, own)
+    own_of_source = source.labelling()
+    return BY_FOLDER if own_of_source is None else own_classes(source.names, own_of_source)
 
 
 def _shape(source: Source, config: DataConfig, plan: Plan) -> tuple[int, int, int, int]:
@@ -123,7 +135,7 @@ def _moved_up(array: UInt8[np.ndarray, "n c h w"], rows: Int[np.ndarray, "m"]) -
 
 def _from_cache(source: Source, config: DataConfig, plan: Plan, classes: Classes, reporter: Reporter) -> ImageSet:
     """Open the memory-mapped pixels of these files, decoding them first if nobody has."""
-    key = _key(source, config, plan)
+    key = _key(source, config, plan, by_folder=classes is BY_FOLDER)
     folder = cache.decoded_folder() / key
     found = stored.opened(folder, plan.window, classes)
     if found is not None:
@@ -145,9 +157,12 @@ def _from_cache(source: Source, config: DataConfig, plan: Plan, classes: Classes
     return found
 
 
-def _key(source: Source, config: DataConfig, plan: Plan) -> str:
-    """The name of a set in the cache: a hash of all that its pixels depend on."""
-    decides = f"{source.stamp}\n{plan}\n{config.labels} {config.on_bad_image} {config.max_pixels}"
+def _key(source: Source, config: DataConfig, plan: Plan, *, by_folder: bool) -> str:
+    """The name of a set in the cache: a hash of all that its pixels depend on.
+
+    Classes by folders are a part of it, as they always were; others are noted beside the pixels of no classes.
+    """
+    decides = f"{source.stamp}\n{plan}\n{by_folder} {config.on_bad_image} {config.max_pixels}"
     if config.crop == "random":
         decides += "\nwith a margin"
     if config.draft_side is not None:

@@ -47,7 +47,7 @@ def saved_run(folder: Path, kind: type[Saved], resume: str | None, options: Opti
         go_on = "train it further with --resume auto --steps MORE" if finished else "go on with --resume auto"
         raise UsageError(f"{folder} already holds {held}; {go_on}, or {_elsewhere(folder, kind)}")
     saved = read_config(folder, kind, IN_PROGRESS)
-    free = [*MAY_CHANGE, "data", "memory_gib"]
+    free = [*MAY_CHANGE, "data", "label_file", "memory_gib"]
     free += ["max_minutes"] if saved.training.steps is None else []  # they are not steps yet
     differing: list[str] = contradictions(options, saved_options(saved), free)
     if differing:

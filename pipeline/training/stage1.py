@@ -172,9 +172,9 @@ def _resumed(launch: Launch, run: RunFolder, saved: VQVAERun) -> VQVAERun:
         )
     if idle := patience_without_effect(launch.options, keeps_latest=saved.model.keeps_latest):
         raise UsageError(*idle)
-    moved = {name: launch.options[name] for name in ("data", "memory_gib") if name in launch.options}
+    moved = {name: launch.options[name] for name in ("data", "label_file", "memory_gib") if name in launch.options}
     (data,) = build({**flatten(saved.data), **moved}, DataConfig)
-    return replace(saved, data=replace(data, data=_absolute(data.data)))
+    return replace(saved, data=_with_absolute_paths(data))
 
 
 def check_settled(folder: RunFolder, otherwise: str = "") -> None:
@@ -247,7 +247,7 @@ def _new_run(options: StageOptions, image_set: ImageSet, launch: Launch) -> VQVA
     return VQVAERun(
         model=model,
         training=fit_to_processes(options.training, launch.accelerator),
-        data=replace(options.data, data=_absolute(options.data.data)),
+        data=_with_absolute_paths(options.data),
         fingerprint=image_set.fingerprint,
         class_names=image_set.class_names,
     )
@@ -314,6 +314,11 @@ def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[
 def default_folder(asked: Options) -> Path:
     """runs/NAME, where the name is that of the data."""
     return RUNS / (Path(str(asked.get("data", EMBEDDED))).expanduser().stem or "images")
+
+
+def _with_absolute_paths(data: DataConfig) -> DataConfig:
+    label_file = None if data.label_file is None else _absolute(data.label_file)
+    return replace(data, data=_absolute(data.data), label_file=label_file)
 
 
 def _absolute(data: str, names: tuple[str, ...] = (EMBEDDED, ARRAY, *NAMED)) -> str:

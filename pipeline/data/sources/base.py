@@ -22,12 +22,25 @@ _PIECE = 2**13  # bytes read at a time: what a few compressed ones can unfold to
 
 
 @dataclass(frozen=True)
+class Labelling:
+    """The class of every image of a source, and the names of the classes in the order of their numbers."""
+
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
+def unlabelled() -> None:
+    """Where nothing beside the images says their classes."""
+
+
+@dataclass(frozen=True)
 class Source:
     """Names of image files with forward slashes, in natural order, and functions from a name to its bytes, and to how
     many there are.
 
     `stamp` identifies the files without reading them (sizes and times), for the cache of decoded images; `largest` is
     how many bytes a file may have; `passed_over` are the suffixes of other files, with how many there are of each.
+    `labelling` reads the classes that are written beside the images, of all of them; None where none are.
     """
 
     names: tuple[str, ...]
@@ -36,6 +49,7 @@ class Source:
     stamp: str
     largest: int
     passed_over: tuple[tuple[str, int], ...] = ()
+    labelling: Callable[[], Labelling | None] = unlabelled
 
     def read(self, name: str) -> bytes:
         """All bytes of a file. Raises BadImageError where there are too many, and what `UNREADABLE` lists."""

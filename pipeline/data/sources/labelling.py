@@ -1,19 +1,15 @@
-"""The classes of images, by the folders that they lie in."""
+"""The classes of images: by the folders that they lie in, or by what is written down for each."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePosixPath
 
-from pipeline.data.sources.base import natural
+import numpy as np
 
-
-@dataclass(frozen=True)
-class Labelling:
-    """The class of every image of a source, and the names of the classes in the order of their numbers."""
-
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
+from pipeline.data.sources.base import Labelling, natural
 
 
 @dataclass(frozen=True)
@@ -24,9 +20,30 @@ class Classes:
     of: Callable[[Sequence[str]], Labelling | None]
 
 
-def classes_wanted(wanted: bool) -> Classes:
-    """The classes by folders, or none."""
-    return Classes("folders", label_by_folder) if wanted else Classes("none", lambda names: None)
+def numbered(classes: Sequence[str]) -> Labelling:
+    """A class for each name of one, in their natural order.
+
+    >>> numbered(["class 10", "class 9", "class 10"])
+    Labelling(labels=(1, 0, 1), class_names=('class 9', 'class 10'))
+    """
+    class_names = tuple(sorted(set(classes), key=natural))
+    number = {name: index for index, name in enumerate(class_names)}
+    return Labelling(tuple(number[name] for name in classes), class_names)
+
+
+def own_classes(names: Sequence[str], labelling: Labelling) -> Classes:
+    """Classes that are written down for all images of a source, of which some may be left out."""
+
+    def of(kept: Sequence[str]) -> Labelling:
+        if len(kept) == len(names):
+            return labelling
+        wanted = set(kept)
+        labels = (label for name, label in zip(names, labelling.labels, strict=True) if name in wanted)
+        return Labelling(tuple(labels), labelling.class_names)
+
+    digest = hashlib.sha256(json.dumps(labelling.class_names).encode())
+    digest.update(np.array(labelling.labels, np.int64).tobytes())
+    return Classes(digest.hexdigest()[:32], of)
 
 
 def label_by_folder(names: Sequence[str]) -> Labelling | None:
@@ -41,9 +58,7 @@ def label_by_folder(names: Sequence[str]) -> Labelling | None:
     common = _common_length(folders)
     if any(len(folder) == common for folder in folders):
         return None
-    classes = sorted({folder[common] for folder in folders}, key=natural)
-    number = {name: index for index, name in enumerate(classes)}
-    return Labelling(tuple(number[folder[common]] for folder in folders), tuple(classes))
+    return numbered([folder[common] for folder in folders])
 
 
 def _common_length(folders: list[tuple[str, ...]]) -> int:
@@ -51,3 +66,7 @@ def _common_length(folders: list[tuple[str, ...]]) -> int:
     # Paths differ in depth: beyond the shortest one nothing is shared by all, so zip may end there.
     alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
     return sum(1 for _ in alike)
+
+
+BY_FOLDER = Classes("folders", label_by_folder)
+NO_CLASSES = Classes("none", lambda names: None)

@@ -4,10 +4,12 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from pipeline.data.sources.base import Source, is_hidden, is_image, natural, others
+from pipeline.data.sources.webdataset import LABEL_SUFFIXES, label_members, read_members
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -56,31 +58,44 @@ def is_tar(path: Path) -> bool:
     return _TAR.search(path.name) is not None
 
 
+class _Member(NamedTuple):
+    """Where the bytes of a file begin in a .tar, how many there are, and when it was last changed."""
+
+    start: int
+    size: int
+    changed: float
+
+
 def open_tar(path: Path, largest: int) -> Source:
-    """The images of a .tar, of which nothing is unpacked.
+    """The images of a .tar, of which nothing is unpacked; WebDataset's .cls or .json beside them say their classes.
 
     Raises DataError where it is compressed, damaged or cut short, or holds links, devices or names that lead out of it.
     """
     if path.suffix.lower() != ".tar":
         raise DataError(f"{path} is compressed, so that no image can be read in place; decompress it to a .tar first")
-    there = {name: info for name, info in _members(path) if not is_hidden(name)}
-    members = {name: info for name, info in there.items() if is_image(name)}
+    there = {name: member for name, member in _members(path) if not is_hidden(name)}
+    members = {name: member for name, member in there.items() if is_image(name)}
     names = tuple(sorted(members, key=natural))
-    lines = (f"{name} {members[name].offset_data} {members[name].size} {members[name].mtime}" for name in names)
+    lines = (f"{name} {members[name].start} {members[name].size} {members[name].changed}" for name in names)
     stamp = "\n".join((str(path.stat().st_mtime_ns), *lines))
 
     def open_member(name: str) -> IO[bytes]:
-        return io.BufferedReader(_Part(path, members[name].offset_data, members[name].size))
+        return io.BufferedReader(_Part(path, there[name].start, there[name].size))
 
-    return Source(names, open_member, lambda name: members[name].size, stamp, largest, others(there))
+    beside = {suffix: label_members(there, suffix) for suffix in LABEL_SUFFIXES}
+    read = {name for files in beside.values() for name in files.values()}
+    passed_over = others(name for name in there if name not in read)
+    source = Source(names, open_member, lambda name: there[name].size, stamp, largest, passed_over)
+    return replace(source, labelling=lambda: read_members(source, beside, str(path)))
 
 
-def _members(path: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def _members(path: Path) -> Iterator[tuple[str, _Member]]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for info in archive:
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined] # of a million files it would keep gigabytes
                 if not info.isdir():
-                    yield _checked(path, info), info
+                    yield _checked(path, info), _Member(info.offset_data, info.size, info.mtime)
             # tarfile takes a damaged header for the end, which blocks of zeros mark.
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
