@@ -24,7 +24,8 @@ class DataConfig:
 
     data: str = Field(
         default=EMBEDDED,
-        description=f"A folder of images, a .zip or .tar of one, or a name: {EMBEDDED} (embedded), {', '.join(NAMED)}.",
+        description="A folder of images, a .zip or .tar of one, a .parquet, a pattern of such files in quotes, or "
+        f"a name: {EMBEDDED} (embedded), {', '.join(NAMED)}.",
     )
     image_size: str | None = Field(
         default=None,

@@ -1,5 +1,6 @@
 """Train stage 1: what `gen train-vqvae` calls."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -313,7 +314,9 @@ def _facts(settings: VQVAERun, image_set: ImageSet, parts: Split) -> list[tuple[
 
 def default_folder(asked: Options) -> Path:
     """runs/NAME, where the name is that of the data."""
-    return RUNS / (Path(str(asked.get("data", EMBEDDED))).expanduser().stem or "images")
+    data = Path(str(asked.get("data", EMBEDDED))).expanduser()
+    parts = (data.stem, data.parent.name)  # of a pattern what comes before its first star
+    return RUNS / next((name for part in parts if (name := re.split(r"[*?[]", part)[0].rstrip("-_."))), "images")
 
 
 def _with_absolute_paths(data: DataConfig) -> DataConfig:

@@ -1,26 +1,31 @@
-"""Opens what holds images: a folder, a .zip or a .tar read in place, one image."""
+"""Opens what holds images: a folder, a .zip, .tar or .parquet read in place, several of these, one image."""
 
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.config.data import EMBEDDED, NAMED
 from pipeline.data.sources.base import SUFFIXES, Source, is_hidden, is_image, natural, others
+from pipeline.data.sources.parquet import open_parquet
+from pipeline.data.sources.several import files_of, is_pattern, joined
 from pipeline.data.sources.tar import is_tar, open_tar
 from pipeline.errors import DataError
 
 
 def open_source(path: Path, largest: int) -> Source:
-    """A folder, a .zip, a .tar or one image as a source, of files of `largest` bytes at most.
+    """A folder, a .zip, .tar or .parquet, those that fit a pattern, or one image as a source, of files of `largest`
+    bytes at most.
 
     Raises DataError when there is no such path, or no image in it.
     """
+    if is_pattern(path):
+        return _open_several(files_of(path), path, largest)
     if not path.exists():
         raise DataError(
-            f"no such file or folder: {path}; name a folder of images, a .zip or .tar of one, or a data set "
-            f"({', '.join((EMBEDDED, *NAMED))})"
+            f"no such file or folder: {path}; name a folder of images, a .zip or .tar of one, a .parquet, or a data "
+            f"set ({', '.join((EMBEDDED, *NAMED))})"
         )
     if not (path.is_dir() or path.is_file()):  # a device may never end, and a pipe never begin
         raise DataError(
@@ -32,10 +37,24 @@ def open_source(path: Path, largest: int) -> Source:
     return source
 
 
+def _open_several(paths: Sequence[Path], pattern: Path, largest: int) -> Source:
+    if _is_parquet(paths[0]):
+        folder = os.path.commonpath([path.parent for path in paths])
+        return open_parquet(paths, [path.relative_to(folder).as_posix() for path in paths], largest)
+    return joined([open_source(path, largest) for path in paths], paths, pattern)
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
 def _open_folder(root: Path, largest: int) -> Source:
     there = {name: root / real for name, real in _printable(_walk(root)).items() if not is_hidden(name)}
     files = {name: path for name, path in there.items() if is_image(name)}
     names = tuple(sorted(files, key=natural))
+    tables = sorted((name for name, path in there.items() if _is_parquet(path)), key=natural)
+    if tables and not names:
+        return open_parquet([there[name] for name in tables], tables, largest)
     stats = ((name, files[name].stat()) for name in names)
     stamp = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
     return Source(
@@ -82,6 +101,8 @@ def _open_file(path: Path, largest: int) -> Source:
         stat = path.stat()
         stamp = f"{stat.st_size} {stat.st_mtime_ns}"
         return Source((path.name,), lambda _: path.open("rb"), lambda _: stat.st_size, stamp, largest)
+    if _is_parquet(path):
+        return open_parquet([path], [path.name], largest)
     if is_tar(path):
         return open_tar(path, largest)
     return _open_zip(path, largest)
