@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
@@ -41,9 +42,11 @@ class Names(Sequence[str]):
     @classmethod
     def of(cls, names: Iterable[str]) -> "Names":
         """These names."""
-        encoded = [name.encode() for name in names]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+        text, ends = bytearray(), array("q")
+        for name in names:
+            text += name.encode()
+            ends.append(len(text))
+        return cls(np.frombuffer(text, np.uint8), np.frombuffer(ends, np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -228,5 +231,5 @@ def hashed(contents: Iterable[bytes]) -> Int[np.ndarray, "n"]:
 
 
 def images_at_a_time(images: UInt8[np.ndarray, "n c h w"]) -> int:
-    """Images whose pixels are read together: 16 MiB of them."""
-    return max(1, 2**24 // images[0].size)
+    """Images whose pixels are read together: 4 MiB of them, of which a few copies are made."""
+    return max(1, 2**22 // images[0].size)
