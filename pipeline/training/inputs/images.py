@@ -53,7 +53,7 @@ def load_image_set(
     if image_set.passed_over:
         say(f"passed over, as no images that are read: {image_set.passed_over}")
     if config.labels and image_set.names and not image_set.class_names:
-        folders = len({str(Path(name).parent) for name in image_set.names})
+        folders = len({name.rpartition("/")[0] for name in image_set.names})
         if folders > 1:
             say(f"no classes: images lie in {folders} folders, some of them beside folders of others")
     return image_set
