@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import IO
 
 from pipeline.data.pixels import BadImageError
@@ -75,12 +76,12 @@ class Source:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or a folder above it is one that systems leave out of listings."""
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    return any(part != "." and part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its suffix."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return splitext(name)[1].lower() in SUFFIXES
 
 
 def others(names: Iterable[str]) -> tuple[tuple[str, int], ...]:
