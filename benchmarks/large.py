@@ -67,6 +67,7 @@ def anonymous_bytes(process: int) -> int:
 def in_child(work: Callable[[], object]) -> Measured:
     """Run something in a child of this process. Raises RuntimeError where it fails; a signal is no failure."""
     sys.stdout.flush()
+    before = most = anonymous_bytes(os.getpid())  # the child begins as a copy
     start, child = time.perf_counter(), os.fork()
     if child == 0:
         try:
@@ -75,7 +76,6 @@ def in_child(work: Callable[[], object]) -> Measured:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    before = most = anonymous_bytes(child)
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
         most = max(most, anonymous_bytes(child))
         time.sleep(_SEEN_EVERY)
