@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.sampling.model import Model as Model
     from pipeline.sampling.model import load as load
     from pipeline.sampling.samples import Samples as Samples
+    from pipeline.serving.app import app as app
     from pipeline.training.launch import Trained as Trained
     from pipeline.training.sharpen import sharpen as sharpen
     from pipeline.training.stage1 import train_vqvae as train_vqvae
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
 _EXPORTS = {
     "pipeline.codec.compress": ("Compressed", "compress"),
     "pipeline.codec.decompress": ("Decompressed", "decompress", "decompress_files"),
+    "pipeline.serving.app": ("app",),
     "pipeline.errors": (
         "CheckpointError",
         "DataError",

@@ -20,6 +20,7 @@ from stage2_prior.sampling.guidance import GuidedStepper, stepper_of
 from stage2_prior.sampling.levels import SampledLevels, draw_levels
 from stage2_prior.sampling.options import GuidanceScale, GuidanceSchedule, SamplingOptions, Temperature
 from stage2_prior.sampling.scoring import mixture_bits
+from stage2_prior.sampling.watching import Watch, WatchedStepper
 from stage2_prior.task import CodeBatch, PriorTask, PriorTaskOutput, Summary
 
 __all__ = [
@@ -45,6 +46,8 @@ __all__ = [
     "Summary",
     "Temperature",
     "Transformer",
+    "Watch",
+    "WatchedStepper",
     "choose_candidate",
     "code_levels",
     "code_nats",

@@ -21,7 +21,8 @@ ROOMS = {
     "sampling": {"config", "data", "runs"},
     "codec": {"config", "data", "runs", "sampling"},
     "evaluation": {"config", "data", "runs", "training", "sampling"},
-    "cli": {"config", "data", "runs", "training", "sampling", "codec", "evaluation"},
+    "serving": {"config", "data", "runs", "training", "sampling", "evaluation"},
+    "cli": {"config", "data", "runs", "training", "sampling", "codec", "evaluation", "serving"},
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-KINDS = (".py", ".typed", ".jinja", ".css", ".js")
+KINDS = (".py", ".typed", ".jinja", ".html", ".css", ".js")
 PACKAGES = ("stage1_vqvae", "stage2_prior", "pipeline")
 
 

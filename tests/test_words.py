@@ -29,6 +29,9 @@ WORDS |= {"look", "looked", "share", "shares"}
 # A name that has one of these in it, on whole words, is refused.
 NAMES = {"bits_an_image", "carry_out", "code_use", "held_out", "kept_by", "kl_a_unit", "nats_by_frequency", "some_of"}
 CLASSES = {"Drawn", "Progress"}
+# What Gradio calls a public link, in the files that hand it on, and its option.
+OF_GRADIO = {"share", "share_url"}
+HANDED_ON = {"pipeline/serving/app.py", "pipeline/config/app.py", "pipeline/config/arguments.py"}
 
 
 def words(name: str) -> set[str]:
@@ -57,7 +60,8 @@ def is_old(name: str) -> bool:
 def test_no_identifier_is_one_of_the_old_words(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
         if path != Path(__file__):
-            old = {name for name in identifiers(path) if is_old(name)}
+            allowed = OF_GRADIO if path.relative_to(ROOT).as_posix() in HANDED_ON else set()
+            old = {name for name in set(identifiers(path)) - allowed if is_old(name)}
             assert not old, f"{path}: {sorted(old)}"
 
 

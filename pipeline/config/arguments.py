@@ -169,6 +169,14 @@ class CompressArguments(TypedDict, total=False):
     keep_names: bool
 
 
+class AppArguments(TypedDict, total=False):
+    """Of `app`: AppConfig."""
+
+    port: int | None
+    browser: bool
+    share: bool
+
+
 class EvaluateArguments(TypedDict, total=False):
     """Of `evaluate`: EvaluateConfig."""
 

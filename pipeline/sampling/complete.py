@@ -24,6 +24,7 @@ from stage1_vqvae import Codes
 from stage2_prior import (
     ClassProposal,
     SamplingOptions,
+    Watch,
     choose_candidate,
     draw_classes,
     draws_before_known,
@@ -50,6 +51,7 @@ def complete(
     label: Label = None,
     device: str | torch.device | None = None,
     decoder: DecoderName | None = None,
+    watch: Watch | None = None,
     **options: Unpack[CompleteArguments],
 ) -> Completions:
     """Completions of an image, of which the pixels `kept` are known (a mask, or a side such as "top:0.5").
@@ -64,9 +66,10 @@ def complete(
     several levels the coarsest is drawn whole before the next: kept codes of a fine level influence a coarse one
     through `candidates` alone, and are decoded together with it. Images are decoded from codes, kept pixels too.
 
-    `run`: a folder, a loaded run, or by default the newest. `decoder`: as of `load`. `options` are the fields of
-    CompleteConfig and SamplingOptions. Raises UsageError, CheckpointError, and ResourceError for more than memory
-    holds.
+    `run`: a folder, a loaded run, or by default the newest. `decoder`: as of `load`. `watch` is shown the codes of all
+    candidates before each row of them, -1 where none is drawn yet, and ends the drawing there by raising an error.
+    `options` are the fields of CompleteConfig and SamplingOptions. Raises UsageError, CheckpointError, and
+    ResourceError for more than memory holds.
     """
     config, sampling = build(options, CompleteConfig, SamplingOptions)
     model = loaded(run, "samples", device, decoder=decoder)
@@ -74,7 +77,7 @@ def complete(
         raise UsageError(
             f"the codes of {model.run.folder.path} are numbers, and no prior says how the rest follows from a part"
         )
-    sampler = model.sampler(seed=config.seed, label=label, options=sampling)
+    sampler = model.sampler(seed=config.seed, label=label, options=sampling, watch=watch)
     assert isinstance(sampler, CodeSampler)
     part = _part(model, image, kept)
     codes, weights = _candidates(sampler, part, config.n, config.candidates)

@@ -28,7 +28,7 @@ from pipeline.sampling.options import resolve
 from pipeline.sampling.samplers import CodeSampler, LatentSampler, Sampler
 from pipeline.sampling.samples import Samples, join
 from stage1_vqvae import Codes
-from stage2_prior import SamplingOptions
+from stage2_prior import SamplingOptions, Watch
 
 _PIXELS = 2**22  # of images encoded or decoded at a time
 
@@ -99,9 +99,17 @@ class Model:
         config = self.vqvae.config.model
         return max(1, min(256, _PIXELS // (config.height * config.width)))
 
-    def sampler(self, *, seed: int = 0, label: Label = None, options: SamplingOptions | None = None) -> Sampler:
+    def sampler(
+        self,
+        *,
+        seed: int = 0,
+        label: Label = None,
+        options: SamplingOptions | None = None,
+        watch: Watch | None = None,
+    ) -> Sampler:
         """What draws images of a seed and a class (by default the classes of the training data, in proportion).
 
+        `watch` is shown the codes before each row of them, and ends the drawing there by raising an error.
         Raises UsageError for a bad seed, for options that are no SamplingOptions, for a class that does not exist, for
         guidance "best" of a model that was not evaluated, and where codes are numbers for what has no meaning there;
         CheckpointError when there is nothing to draw from.
@@ -114,9 +122,8 @@ class Model:
             return LatentSampler(self.vqvae, self.decode, seed, self.resolve(options), label)
         if not self.priors:
             raise CheckpointError("this run has no finished prior to sample from; train one with `gen train-prior`")
-        return CodeSampler(
-            self.vqvae, self.decode, seed, self.resolve(options), label, self.priors, self.precision == "tf32"
-        )
+        tf32 = self.precision == "tf32"
+        return CodeSampler(self.vqvae, self.decode, seed, self.resolve(options), label, self.priors, tf32, watch)
 
     def resolve(self, options: SamplingOptions) -> SamplingOptions:
         """The options with numbers for the guidance and the temperature: where none is given the default of this run,

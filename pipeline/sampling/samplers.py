@@ -24,7 +24,16 @@ from pipeline.sampling.labels import Label, check_label, in_words, labels_of
 from pipeline.sampling.matmul import fast_products
 from pipeline.sampling.samples import Samples
 from stage1_vqvae import Codes
-from stage2_prior import Noise, SampledLevels, SamplingOptions, Stepper, draw_levels, stepper_of
+from stage2_prior import (
+    Noise,
+    SampledLevels,
+    SamplingOptions,
+    Stepper,
+    Watch,
+    WatchedStepper,
+    draw_levels,
+    stepper_of,
+)
 
 MOST_AT_A_TIME = 256  # images: products are large enough, more of them gain nothing
 _MEMORY_FRACTION = 4  # a quarter of the free memory is enough for drawing
@@ -119,13 +128,15 @@ class LatentSampler(Sampler):
 
 @dataclass
 class CodeSampler(Sampler):
-    """Draws from the priors of all levels. The plans and buffers of the last batch serve the next of its size.
+    """Draws from the priors of all levels. The plans and buffers of the last batch serve the next of its size. `watch`
+    is shown the codes before each row of them.
 
     Raises UsageError for a class that does not exist, and for guidance that a prior was not trained for.
     """
 
     priors: Sequence[LoadedPrior]
     tf32: bool = False
+    watch: Watch | None = None
     _steppers: dict[int, list[Stepper]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -172,8 +183,12 @@ class CodeSampler(Sampler):
     def _steppers_for(self, n: int) -> list[Stepper]:
         if n not in self._steppers:
             self._steppers.clear()
-            self._steppers[n] = self._make_steppers(n)
+            self._steppers[n] = [self._watched(stepper, n) for stepper in self._make_steppers(n)]
         return self._steppers[n]
+
+    def _watched(self, stepper: Stepper, n: int) -> Stepper:
+        device = self.vqvae.network.data_variance.device
+        return stepper if self.watch is None else WatchedStepper(stepper, n, self.watch, device)
 
     @stage_errors_as_usage()
     def _make_steppers(self, n: int) -> list[Stepper]:

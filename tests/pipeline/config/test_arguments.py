@@ -8,6 +8,7 @@ from typing import get_type_hints
 import pytest
 
 from pipeline.config import arguments
+from pipeline.config.app import AppConfig
 from pipeline.config.codec import CompressConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.evaluation import EvaluateConfig
@@ -36,6 +37,7 @@ def option_types(*configs: type) -> dict[str, object]:
         (arguments.CompleteArguments, (CompleteConfig, SamplingOptions), ()),
         (arguments.CompressArguments, (CompressConfig,), ()),
         (arguments.EvaluateArguments, (EvaluateConfig,), ()),
+        (arguments.AppArguments, (AppConfig,), ()),
     ],
 )
 def test_arguments_are_the_options_by_name_and_type(
