@@ -16,6 +16,7 @@ from pipeline.evaluation.report.images import opaque
 from pipeline.evaluation.report.shown import shown_of
 from pipeline.processes import start
 from pipeline.reporting import Silent
+from pipeline.sampling.complete import extended
 from pipeline.serving.drawing import complete_image, draw, kept_pixels
 from pipeline.serving.examining import reconstruct, score_image
 from pipeline.serving.pictures import heat, sheet, unfinished
@@ -92,7 +93,7 @@ def test_a_completion_has_the_codes_of_the_image_where_nothing_is_painted(served
         left = factor * (2 + index) * (12 + 1)
         cut = picture[: factor * 8 : factor, left : left + factor * 12 : factor, 0]
         assert np.array_equal(cut, image[0])
-    own = served.model.encode(IMAGES[:1])[0]
+    own = served.model.encode(extended(IMAGES[0], kept)[None])[0]
     outside = torch.tensor([[True, True, True], [False, True, False]])
     assert (done.codes[0][:, outside] == own[:, outside]).all()
     assert [answer.words.rpartition(": ")[2] for answer in answers[:-1]] == ["row 0 of 2", "row 1 of 2"]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline import complete, generate, load, score, train_prior, train_vqvae
 from pipeline.evaluation.report.images import dimmed, opaque
+from pipeline.sampling.complete import extended
 from pipeline.serving.drawing import kept_pixels
 from pipeline.serving.pictures import heat, sheet
 from tests.pipeline.serving.test_app import served_of
@@ -182,7 +183,7 @@ def test_the_mask_painted_is_the_mask_used(page: "Page", site: Site) -> None:
     expected = np.concatenate([opaque(image[None]), dimmed(image[None], kept[None]), opaque(done.images.numpy())])
     assert np.array_equal(picture(page), np.asarray(sheet(expected, 4)))
     outside = np.array([cell == "0" for cell in painted]).reshape(ROWS, ROWS)
-    assert (done.codes[0][:, outside] == model.encode(image[None])[0][:, outside]).all()
+    assert (done.codes[0][:, outside] == model.encode(extended(image, kept)[None])[0][:, outside]).all()
 
 
 def test_a_score_arrives_with_its_heat_map(page: "Page", site: Site, tmp_path: Path) -> None:
