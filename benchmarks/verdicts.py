@@ -84,7 +84,7 @@ CASES = {
     "stopped-early": Case(stopped_early, frozenset({"prior still learning", "prior knows little"})),
     "overfitted": Case(overfitted, frozenset({"overfitted prior"})),
     "blurred": Case(blurred, frozenset({"blur", "blur of most of the distance"})),
-    "too-short": Case(too_short, frozenset({"too short"})),
+    "too-short": Case(too_short, frozenset({"too short", "not learned"})),
     "guided": Case(guided(1.5), frozenset(GOOD)),
     "guided-far-too-strongly": Case(guided(20.0), frozenset({"guidance too strong"})),
 }

@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.sampling.generate import generate_files as generate_files
     from pipeline.sampling.model import Model as Model
     from pipeline.sampling.model import load as load
+    from pipeline.sampling.motion.film import film as film
+    from pipeline.sampling.motion.interpolate import Interpolation as Interpolation
+    from pipeline.sampling.motion.interpolate import interpolate as interpolate
     from pipeline.sampling.samples import Samples as Samples
     from pipeline.serving.app import app as app
     from pipeline.training.launch import Trained as Trained
@@ -72,6 +75,8 @@ _EXPORTS = {
     "pipeline.sampling.complete": ("Completions", "complete"),
     "pipeline.sampling.generate": ("Generated", "generate", "generate_files"),
     "pipeline.sampling.model": ("Model", "load"),
+    "pipeline.sampling.motion.film": ("film",),
+    "pipeline.sampling.motion.interpolate": ("Interpolation", "interpolate"),
     "pipeline.sampling.samples": ("Samples",),
     "pipeline.training.launch": ("Trained",),
     "pipeline.training.sharpen": ("sharpen",),

@@ -106,12 +106,12 @@ def say_result(text: str) -> None:
         click.echo(text)
 
 
-def check_is_new(path: Path) -> None:
+def check_is_new(path: Path, flag: str = "--out") -> None:
     """Raise UsageError when there is something of that name already, and ResourceError when nothing can be written."""
     check_paths(out=path)
     check_writable(path)
     if path.exists() or path.is_symlink():
-        raise UsageError(f"{path} exists already; choose another --out")
+        raise UsageError(f"{path} exists already; choose another {flag}")
 
 
 def check_out_is_new_picture(out: Path) -> None:

@@ -1,10 +1,10 @@
-"""`gen reconstruct`, `gen score`, `gen encode`, `gen decode`."""
+"""`gen reconstruct`, `gen score`, `gen interpolate`, `gen encode`, `gen decode`."""
 
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import click
 import numpy as np
@@ -16,13 +16,16 @@ from pipeline.cli.flags import (
     check_out_is_new_picture,
     decoder_option,
     device_option,
+    flags,
     quiet_option,
     run_option,
     save_grid,
     say_result,
 )
-from pipeline.cli.inputs import images_like, images_of_paths, in_batches
-from pipeline.config.sampling import DecoderName
+from pipeline.cli.inputs import images_like, images_of_paths, in_batches, single_image
+from pipeline.config.arguments import InterpolateArguments
+from pipeline.config.sampling import DecoderName, InterpolateConfig
+from pipeline.data import pixels
 from pipeline.data.codes.maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.data.pictures import COLUMNS, interleaved
 from pipeline.errors import CheckpointError, UsageError
@@ -31,6 +34,8 @@ from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter, reporter_for_command, table
 from pipeline.runs.saved import codes_in_words, images_in_words
 from pipeline.sampling.model import Model, loaded
+from pipeline.sampling.motion.film import write_film
+from pipeline.sampling.motion.interpolate import interpolate
 from pipeline.sampling.samples import Samples
 from pipeline.storage import atomic_file, load_metadata
 
@@ -213,6 +218,42 @@ def decode_command(
     say_result(f"wrote {len(maps):,} images into {out}")
 
 
+@click.command("interpolate")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@run_option
+@flags(InterpolateConfig)
+@device_option
+@decoder_option
+@click.option("--out", type=click.Path(path_type=Path), default="between.png", show_default=True)
+def interpolate_command(
+    first: Path,
+    second: Path,
+    run: Path | None,
+    device: str | None,
+    decoder: DecoderName | None,
+    out: Path,
+    **options: Unpack[InterpolateArguments],
+) -> None:
+    """Show what lies between two images, from the reconstruction of the first to that of the second.
+
+    The first row mixes what the decoder is given. Where codes are integers, a second row replaces those of the first
+    image by those of the second, in raster order. A .gif or .webp shows the first row as a film, there and back.
+    """
+    is_film = out.suffix.lower() in (".gif", ".webp")
+    check_is_new(out) if is_film else check_out_is_new_picture(out)
+    model = loaded(run, "vqvae", device, decoder=decoder)
+    ends = [single_image(path, images_like(model.vqvae.config, str(path))).copy() for path in (first, second)]
+    done = interpolate(model, *ends, **options)
+    if is_film:
+        there = [pixels.grid(image[None], 1) for image in done.mixed]
+        write_film(out, [*there, *there[-2:0:-1]])
+    else:
+        rows = done.mixed if done.exchanged is None else np.concatenate([done.mixed, done.exchanged])
+        save_grid(out, rows, len(done.mixed))
+    say_result(f"wrote {out}: {len(done.mixed)} images from {first} to {second}")
+
+
 def _announce(reporter: Reporter, model: Model, task: str) -> None:
     config = model.vqvae.config.model
     facts = [
@@ -225,4 +266,4 @@ def _announce(reporter: Reporter, model: Model, task: str) -> None:
     reporter.say(table(facts))
 
 
-COMMANDS = (reconstruct_command, score_command, encode_command, decode_command)
+COMMANDS = (reconstruct_command, score_command, interpolate_command, encode_command, decode_command)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pipeline.cli.flags import (
+    check_is_new,
     check_out_is_new_picture,
     decoder_option,
     device_option,
@@ -22,18 +23,19 @@ from pipeline.cli.flags import (
 from pipeline.cli.inputs import images_like, single_image
 from pipeline.config.arguments import CompleteArguments, GenerateFilesArguments
 from pipeline.config.options import build
-from pipeline.config.sampling import CompleteConfig, DecoderName, FileConfig, SampleConfig
+from pipeline.config.sampling import GRID_IMAGES, CompleteConfig, DecoderName, FileConfig, SampleConfig
 from pipeline.data import pixels
 from pipeline.data.pictures import COLUMNS
 from pipeline.data.sources.base import SUFFIXES
 from pipeline.errors import UsageError
-from pipeline.reporting import reporter_for_command, table
+from pipeline.reporting import is_main_process, reporter_for_command, table
 from pipeline.runs.saved import VQVAERun, codes_in_words, images_in_words
 from pipeline.sampling.complete import complete
 from pipeline.sampling.generate import generate_files
 from pipeline.sampling.labels import class_numbers
 from pipeline.sampling.model import Model, loaded
-from pipeline.sampling.samples import GRID
+from pipeline.sampling.motion.film import check_film, film
+from pipeline.sampling.samples import GRID, first_codes, written_parts
 from stage2_prior import SamplingOptions
 
 
@@ -50,6 +52,12 @@ from stage2_prior import SamplingOptions
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder [default: RUN/samples/seed-SEED, and the classes asked for]."
 )
+@click.option(
+    "--film",
+    "film_path",
+    type=click.Path(path_type=Path),
+    help=f"Also a film of how the first {GRID_IMAGES} are drawn: a .gif, .webp or .png.",
+)
 @quiet_option
 @flags(SampleConfig, SamplingOptions, FileConfig)
 def sample_command(
@@ -58,12 +66,16 @@ def sample_command(
     device: str | None,
     decoder: DecoderName | None,
     out: Path | None,
+    film_path: Path | None,
     quiet: bool,
     **options: Unpack[GenerateFilesArguments],
 ) -> None:
     """Draw new images from a run (by default the newest). Typed again, it draws what an interruption left out."""
     config, sampling, files = build(options, SampleConfig, SamplingOptions, FileConfig)
     model = loaded(run, "samples", device, config.precision, decoder)
+    if film_path is not None:
+        check_is_new(film_path, "--film")
+        check_film(model, film_path)
     reporter = reporter_for_command(quiet)
     reporter.say(_task(model, config, model.resolve(sampling), files, label))
     done = generate_files(model, label=label, out=out, reporter=reporter, **options)
@@ -71,6 +83,9 @@ def sample_command(
     wrote = f"wrote {done.new:,} images into {done.folder}{f', where {there:,} were already' if there else ''}"
     whole = f"{done.folder} already holds all {done.n:,} images"
     say_result(f"{wrote if done.new else whole}; see {done.folder / GRID}")
+    if film_path is not None and is_main_process():
+        codes = first_codes(done.folder, written_parts(done.folder, files.format), min(config.n, GRID_IMAGES))
+        say_result(f"wrote {film(model, codes, film_path)}: how they are drawn, in raster order")
 
 
 def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: FileConfig, label: str | None) -> str:

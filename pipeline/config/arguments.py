@@ -161,6 +161,12 @@ class CompleteArguments(SamplingArguments, total=False):
     seed: int
 
 
+class InterpolateArguments(TypedDict, total=False):
+    """InterpolateConfig."""
+
+    frames: int
+
+
 class CompressArguments(TypedDict, total=False):
     """CompressConfig."""
 

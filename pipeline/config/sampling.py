@@ -59,3 +59,10 @@ class CompleteConfig:
         description="Draws for each completion, of which one is chosen by how well it fits what is kept after it.",
     )
     seed: int = Field(default=0, ge=0, le=_LARGEST_SEED, description="Seed of the drawn codes.")
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class InterpolateConfig:
+    """How many images lead from one to another."""
+
+    frames: int = Field(default=9, ge=2, le=1000, description="Images from the first to the second, both counted.")

@@ -13,6 +13,7 @@ from pipeline.evaluation.report.blocks import Block, Figure, Missing, Panel, Sec
 from pipeline.evaluation.report.images import strip, tiles
 from pipeline.evaluation.report.shown import Shown
 from pipeline.sampling.model import Model, load
+from pipeline.sampling.motion.interpolate import exchanged_codes, mixtures
 from stage1_vqvae import Codes
 from stage1_vqvae.bottlenecks.codebook import count_codes
 
@@ -142,7 +143,7 @@ def _interpolations(shown: Shown) -> Iterator[Block]:
     codes = model.encode(torch.from_numpy(ends.copy()))
     panels = [Panel("pixels", strip(cross_faded, "a cross-fade from one image to another"))]
     name = "latent space" if not model.vqvae.config.model.is_discrete else "between codes"
-    panels.append(Panel(name, strip(between(model, codes, weights), f"the same, {name}")))
+    panels.append(Panel(name, strip(mixtures(model, codes, weights), f"the same, {name}")))
     if model.vqvae.config.model.is_discrete:
         exchanged = model.decode(exchanged_codes(codes, weights)).numpy()
         panels.append(Panel("code by code", strip(exchanged, "the codes of one image replaced by those of the other")))
@@ -153,30 +154,6 @@ def _interpolations(shown: Shown) -> Iterator[Block]:
         "form instead; what looks like a cross-fade is a code that knows textures and no shapes, as maps of many "
         "small patches do.",
     )
-
-
-def between(model: Model, codes: Codes, weights: Float[np.ndarray, "m"]) -> UInt8[np.ndarray, "m c h w"]:
-    """Images of mixtures of what the decoder is given for two images' codes."""
-    network = model.vqvae.network
-    with torch.no_grad(), model.arithmetic():
-        dtype = torch.int64 if model.vqvae.config.model.is_discrete else network.data_variance.dtype
-        first, second = network.levels.decode(tuple(level.to(model.device, dtype) for level in codes))
-        mixed = torch.stack([torch.lerp(first, second, float(weight)) for weight in weights])
-        pixels = network.decoder(mixed).float()
-    return ((pixels + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-
-def exchanged_codes(codes: Codes, weights: Float[np.ndarray, "m"]) -> Codes:
-    """Maps of the first image, in which this part of the codes, in raster order, is the second one's."""
-    levels = []
-    for level in codes:
-        raster = torch.arange(level[0].numel()).reshape(level.shape[1:])
-        levels.append(
-            torch.stack(
-                [torch.where(raster < round(weight * level[0].numel()), level[1], level[0]) for weight in weights]
-            )
-        )
-    return tuple(levels)
 
 
 def _single_units(shown: Shown) -> Iterator[Block]:

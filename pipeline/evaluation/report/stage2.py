@@ -5,10 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from einops import repeat
-from jaxtyping import Bool, UInt8
-from torch import Tensor
 
 from pipeline.data.pictures import evenly_spread
 from pipeline.errors import GenError
@@ -21,8 +17,8 @@ from pipeline.reporting import Silent
 from pipeline.runs.evaluation import Evaluation
 from pipeline.sampling.complete import complete
 from pipeline.sampling.model import Model
+from pipeline.sampling.motion.film import moments
 from pipeline.sampling.samples import Samples
-from stage1_vqvae import Codes
 from stage2_prior import SamplingOptions
 
 _CLASSES, _SCALES = 12, 4  # at most, of samples
@@ -128,9 +124,8 @@ def _frames(drawing: Drawing) -> Iterator[Block]:
     panels = []
     for index in range(_DRAWN):
         codes = tuple(level[index : index + 1] for level in drawing.samples.codes)
-        panels.append(
-            Panel(f"sample {index}", strip(frames(drawing.model, codes, _FRAMES), f"sample {index} being drawn"))
-        )
+        seen = [dimmed(moment.images, moment.drawn[None]) for moment in moments(drawing.model, codes, _FRAMES)]
+        panels.append(Panel(f"sample {index}", strip(np.concatenate(seen), f"sample {index} being drawn")))
     yield Figure(
         "A dozen moments of a drawing",
         panels,
@@ -138,31 +133,6 @@ def _frames(drawing: Drawing) -> Iterator[Block]:
         "are several; what is not drawn yet is faint. The beginning decides: an image whose upper part is of another "
         "kind than its lower part was drawn by a prior that forgets what it has begun.",
     )
-
-
-def frames(model: Model, codes: Codes, count: int) -> UInt8[np.ndarray, "m h w 4"]:
-    """One image (codes of shape (1, height, width) a level) after so many moments of being drawn. Codes that are not
-    drawn yet have the place's most frequent one, and their pixels are dimmed; levels not begun are at their mean."""
-    total = sum(level.numel() for level in codes)
-    pictures = []
-    for moment in range(1, count + 1):
-        left = round(total * moment / count)
-        levels: list[Tensor] = []
-        for level in codes:
-            if left <= 0 and levels:
-                break
-            drawn = torch.arange(level.numel()).reshape(level.shape) < left
-            levels.append(torch.where(drawn, level, level.flatten().mode().values))
-            left -= level.numel()
-        image = model.decode(tuple(levels)).numpy()
-        pictures.append(dimmed(image, _over_pixels(drawn.numpy(), image.shape[2:])))
-    return np.concatenate(pictures)
-
-
-def _over_pixels(codes: Bool[np.ndarray, "n rows columns"], size: tuple[int, ...]) -> Bool[np.ndarray, "n h w"]:
-    """What holds of a code, of the pixels of its patch."""
-    rows, columns = size[0] // codes.shape[1], size[1] // codes.shape[2]
-    return repeat(codes, "n h w -> n (h rows) (w columns)", rows=rows, columns=columns)
 
 
 def _completions(drawing: Drawing) -> Iterator[Block]:

@@ -13,7 +13,7 @@ from pipeline.config.codec import CompressConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.options import option_fields
-from pipeline.config.sampling import CompleteConfig, FileConfig, SampleConfig
+from pipeline.config.sampling import CompleteConfig, FileConfig, InterpolateConfig, SampleConfig
 from pipeline.config.training import AugmentConfig, TrainingConfig
 from stage1_vqvae import VQVAEConfig
 from stage2_prior import PriorConfig, SamplingOptions
@@ -35,6 +35,7 @@ def option_types(*configs: type) -> dict[str, object]:
         (arguments.GenerateArguments, (SampleConfig, SamplingOptions), ("n",)),
         (arguments.GenerateFilesArguments, (SampleConfig, SamplingOptions, FileConfig), ()),
         (arguments.CompleteArguments, (CompleteConfig, SamplingOptions), ()),
+        (arguments.InterpolateArguments, (InterpolateConfig,), ()),
         (arguments.CompressArguments, (CompressConfig,), ()),
         (arguments.EvaluateArguments, (EvaluateConfig,), ()),
         (arguments.AppArguments, (AppConfig,), ()),

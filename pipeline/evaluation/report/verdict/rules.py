@@ -202,6 +202,15 @@ RULES = (
     ),
     Rule("unmeasured prior", "Prior", (), 0, "It has learned nothing that was measured.", emphasis="unknown"),
     Rule(
+        "hardly begun",
+        "Time and data",
+        (above("nmse", 0.5), above("stage1_steps", 0)),
+        7,
+        "Not enough: after its {stage1_steps:,} steps stage 1 has hardly begun to reconstruct.",
+        "More `--max-minutes` or `--steps` for `gen train-vqvae`, then a new prior.",
+        limits="the time that stage 1 was trained",
+    ),
+    Rule(
         "too short",
         "Time and data",
         (above("stage1_second_half", 0.25),),

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from pipeline import CheckpointError, UsageError, load, report, train_prior, train_vqvae
@@ -19,8 +18,6 @@ from pipeline.cli.main import main
 from pipeline.config.options import flatten
 from pipeline.evaluation.report import page
 from pipeline.evaluation.report.records import read_record
-from pipeline.evaluation.report.stage1 import between, exchanged_codes
-from pipeline.evaluation.report.stage2 import frames
 from pipeline.evaluation.report.tables import command_of
 from pipeline.reporting import Silent
 from pipeline.runs.evaluation import Evaluation, Figure, JudgeFacts, Measured, Setting, write_evaluation
@@ -199,27 +196,6 @@ def test_the_commands_make_the_same_settings(trained: Path, tmp_path: Path) -> N
         for option, value in saved.items():
             if option not in ("max_minutes", "micro_batches"):
                 assert context.params[option] == value, option
-
-
-def test_a_map_is_drawn_from_nothing_to_the_sample(trained: Path) -> None:
-    """The last frame is the image itself, opaque; before it as many pixels are, as codes are drawn."""
-    model = load(trained)
-    samples = model.sample(1)
-    drawn = frames(model, samples.codes, 4)
-    opaque = (drawn[..., 3] == 255).mean((1, 2))
-    assert np.allclose(opaque, [0.5 / 2, 0.5, 1.5 / 2, 1], atol=0.1) and opaque[-1] == 1
-    assert np.array_equal(drawn[-1, ..., 0], samples.images[0, 0].numpy())
-
-
-def test_an_interpolation_ends_at_the_reconstructions_of_both(trained: Path) -> None:
-    model = load(trained)
-    codes = model.encode(IMAGES[:2])
-    ends, weights = model.decode(codes).numpy(), np.linspace(0, 1, 3)
-    for mixed in (between(model, codes, weights), model.decode(exchanged_codes(codes, weights)).numpy()):
-        assert np.array_equal(mixed[[0, -1]], ends)
-    (level,) = exchanged_codes(codes, weights)
-    half = level[1].flatten()
-    assert torch.equal(half[: len(half) // 2], codes[0][1].flatten()[: len(half) // 2])
 
 
 def test_the_command_says_what_it_wrote(trained: Path) -> None:

@@ -49,6 +49,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "overfitted prior": {"rise": 0.2},
     "prior knows little": {"nats": 6.15, "gain": 0.01},
     "prior still learning": {"prior_second_half": 0.4},
+    "hardly begun": {"nmse": 0.9, "stage1_steps": 60},
     "too short": {"stage1_second_half": 0.5},
     "few images": {"nmse_over_training": 1.8},
     "few images for the prior": {"rise": 0.2, "training_images": 1000},
