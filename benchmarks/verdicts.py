@@ -37,9 +37,8 @@ def digits(run: Path, _: str) -> None:
 
 
 def collapsed(run: Path, _: str) -> None:
-    """A codebook learned by gradient, far too fast, without revival."""
+    """A codebook learned by gradient, far too fast, without revival. A prior would be refused."""
     train_vqvae(out=run, codebook_rule="gradient", learning_rate=0.03, revival_ends=0.0, steps=300)
-    train_prior(run, steps=100)
 
 
 def stopped_early(run: Path, _: str) -> None:
@@ -56,8 +55,9 @@ def overfitted(run: Path, _: str) -> None:
 
 def blurred(run: Path, _: str) -> None:
     """Sixteen codes for maps of 2x2."""
-    train_vqvae(out=run, num_codes=16, downsampling=16)
+    train_vqvae(out=run, num_codes=16, downsampling=16, validation=0.1, test=0.1)
     train_prior(run)
+    evaluate(run)
 
 
 def too_short(run: Path, _: str) -> None:
@@ -83,7 +83,7 @@ CASES = {
     "collapsed": Case(collapsed, frozenset({"collapsed", "collapsed to one code"})),
     "stopped-early": Case(stopped_early, frozenset({"prior still learning", "prior knows little"})),
     "overfitted": Case(overfitted, frozenset({"overfitted prior"})),
-    "blurred": Case(blurred, frozenset({"blur", "blur of most of the distance"})),
+    "blurred": Case(blurred, frozenset({"blur", "blur of most of the distance", "missing detail"})),
     "too-short": Case(too_short, frozenset({"too short", "not learned"})),
     "guided": Case(guided(1.5), frozenset(GOOD)),
     "guided-far-too-strongly": Case(guided(20.0), frozenset({"guidance too strong"})),
