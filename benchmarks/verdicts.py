@@ -54,8 +54,8 @@ def overfitted(run: Path, _: str) -> None:
 
 
 def blurred(run: Path, _: str) -> None:
-    """Sixteen codes for maps of 2x2."""
-    train_vqvae(out=run, num_codes=16, downsampling=16, validation=0.1, test=0.1)
+    """Four codes for maps of 2x2."""
+    train_vqvae(out=run, num_codes=4, downsampling=16, validation=0.1, test=0.1)
     train_prior(run)
     evaluate(run)
 
@@ -83,7 +83,7 @@ CASES = {
     "collapsed": Case(collapsed, frozenset({"collapsed", "collapsed to one code"})),
     "stopped-early": Case(stopped_early, frozenset({"prior still learning", "prior knows little"})),
     "overfitted": Case(overfitted, frozenset({"overfitted prior"})),
-    "blurred": Case(blurred, frozenset({"blur", "blur of most of the distance", "missing detail"})),
+    "blurred": Case(blurred, frozenset({"blur", "blur of most of the distance", "classes lost", "missing detail"})),
     "too-short": Case(too_short, frozenset({"too short", "not learned"})),
     "guided": Case(guided(1.5), frozenset(GOOD)),
     "guided-far-too-strongly": Case(guided(20.0), frozenset({"guidance too strong"})),

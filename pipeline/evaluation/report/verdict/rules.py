@@ -87,6 +87,15 @@ RULES = (
         limits="the blur of stage 1",
     ),
     Rule(
+        "classes lost",
+        "Reconstructions",
+        (below("class_restored", 0.85),),
+        5,
+        "Blur: the judge sees the class in {class_restored:.0%} as many reconstructions as real images.",
+        _MORE_DETAIL,
+        limits="the blur of stage 1",
+    ),
+    Rule(
         "missing detail",
         "Reconstructions",
         (below("detail", 0.5), above("nmse", 0.02)),

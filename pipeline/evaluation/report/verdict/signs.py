@@ -38,6 +38,7 @@ class Signs:
     evaluated: bool = False
     blur_part: float | None = None  # of the distance between samples and real images, what reconstructions have already
     detail: float | None = None  # high-frequency power of reconstructions over that of images
+    class_restored: float | None = None  # class shown by reconstructions over that of real images
     guidance: float | None = None  # of the samples measured
     best_guidance: float | None = None  # of those compared
     recall: float | None = None
@@ -146,6 +147,7 @@ def _of_evaluation(evaluation: Evaluation) -> dict[str, object]:
     found: dict[str, object] = {"detail": _value(evaluation.stage1, "high_frequency_power")}
     found |= {name: _value(samples, name) for name in ("recall", "class_shown", "near_copies")}
     found["recall_kept"] = _ratio(samples, restored, "recall")
+    found["class_restored"] = _ratio(restored, floor, "class_shown")
     found["class_kept"] = _ratio(samples, floor, "class_shown")
     name = "frechet_distance" if "frechet_distance" in samples else "kernel_distance"
     if name in samples and name in restored and name in floor:

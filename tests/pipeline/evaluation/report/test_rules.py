@@ -42,6 +42,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "not learned": {"nmse": 0.9},
     "blur of most of the distance": {"blur_part": 0.7},
     "blur": {"nmse": 0.2},
+    "classes lost": {"class_restored": 0.7},
     "missing detail": {"detail": 0.3},
     "collapsed to one code": {"perplexity": 1.1, "perplexity_fraction": 0.002},
     "collapsed": {"perplexity": 4.0, "perplexity_fraction": 0.008},
