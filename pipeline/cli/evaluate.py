@@ -1,4 +1,4 @@
-"""`gen evaluate`."""
+"""`gen evaluate`, `gen report`."""
 
 from pathlib import Path
 from typing import Unpack
@@ -12,6 +12,7 @@ from pipeline.config.sampling import DecoderName
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.folders import FolderEvaluation, evaluate_folder
+from pipeline.evaluation.report.report import report
 from pipeline.evaluation.tables import figures_in_words, in_words, judge_in_words, side_by_side
 from pipeline.reporting import reporter_for_command, table
 from pipeline.runs.evaluation import evaluation_file
@@ -88,4 +89,19 @@ def _folder_in_words(samples: str, judged: FolderEvaluation) -> str:
     return "\n\n".join([table(facts), figures, *(f"  {note}" for note in judged.notes)])
 
 
-COMMANDS = (evaluate_command,)
+@click.command("report")
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="New .html file [default: report.html in the run].")
+@click.option("--data", help="Where the images are now, if stage 1 found them elsewhere.")
+@device_option
+@quiet_option
+def report_command(runs: tuple[Path, ...], out: Path | None, data: str | None, device: str | None, quiet: bool) -> None:
+    """Show what a run (by default the newest) is, in one HTML file: what limits it, curves, pictures, figures.
+
+    Two runs are shown side by side. The file needs no network and no server.
+    """
+    done = report(*runs, out=out, data=data, device=device, reporter=reporter_for_command(quiet))
+    say_result(f"wrote {done}")
+
+
+COMMANDS = (evaluate_command, report_command)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pipeline import processes
-from pipeline.cli import app, cache, codec, evaluate, images, report, runs, sample, status, train
+from pipeline.cli import app, codec, evaluate, images, machine, runs, sample, train
 from pipeline.errors import GenError, exit_code, is_out_of_memory, was_stopped
 
 _LESS_MEMORY = {
@@ -105,6 +105,6 @@ def main(debug: bool) -> None:
     processes.keep_freed_memory()
 
 
-_COMMANDS = (train, sample, images, codec, evaluate, report, app, runs, status, cache)
+_COMMANDS = (train, sample, images, codec, evaluate, app, runs, machine)
 for _command in (command for module in _COMMANDS for command in module.COMMANDS):
     main.add_command(_command)

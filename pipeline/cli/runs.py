@@ -1,19 +1,21 @@
-"""`gen info`, `gen doctor`."""
+"""`gen info`, `gen status`."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 import torch
 
-from pipeline.cli import doctor
 from pipeline.cli.flags import run_argument, say_result
 from pipeline.data.splits import load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import table
 from pipeline.runs.evaluation import read_evaluation
-from pipeline.runs.layout import CHECKPOINTS, SHARP, SPLIT, RunFolder, is_finished
+from pipeline.runs.layout import CHECKPOINTS, RUNS, SHARP, SPLIT, RunFolder, is_finished
 from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, load_prior, load_vqvae
 from pipeline.runs.opening import Run, open_run
+from pipeline.runs.overview import in_words, overview, runs_in
 from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
 from pipeline.sampling.options import differing_hashes
@@ -96,13 +98,25 @@ def _unfinished(folder: RunFolder, stage: Path) -> list[tuple[str, str]]:
     return [(str(stage.relative_to(folder.path)), f"unfinished, {saved}; go on with `{resume_command(stage)}`")]
 
 
-@click.command("doctor")
-def doctor_command() -> None:
-    """Say what is installed, which devices there are, and whether torch and torchvision fit together."""
-    text, well = doctor.report()
-    click.echo(text)
-    if not well:
-        raise UsageError("torch and torchvision do not fit together; install both anew, from the same place")
+@click.command("status")
+@click.argument("folder", required=False, default=RUNS, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a run.")
+def status_command(folder: Path, as_json: bool) -> None:
+    """Say how far the runs in FOLDER (by default runs/), or the run FOLDER, are; also while they are at work."""
+    paths = runs_in(folder)
+    if not paths:
+        raise UsageError(f"there is no run in {folder.resolve()}; name a run, or a folder of runs")
+    runs = [overview(path) for path in paths]
+    if as_json:
+        for run in runs:
+            say_result(json.dumps(asdict(run), default=lambda time: time.isoformat()))
+        return
+    names = [path.name if path == folder else str(path.relative_to(folder)) for path in paths]
+    rows = [(name, *in_words(run)) for name, run in zip(names, runs, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True) if width)
+        say_result("  ".join(cells).rstrip())
 
 
-COMMANDS = (info_command, doctor_command)
+COMMANDS = (info_command, status_command)

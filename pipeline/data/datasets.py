@@ -7,7 +7,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from pipeline.data import pixels
-from pipeline.data.cache import DOWNLOADS, alone_with, downloads_folder
+from pipeline.data.kept.cache import DOWNLOADS, alone_with, downloads_folder
 from pipeline.errors import DataError
 from pipeline.reporting import Reporter
 

@@ -15,10 +15,11 @@ from jaxtyping import Int, UInt8
 
 from pipeline import resources
 from pipeline.config.data import EMBEDDED, NAMED, DataConfig
-from pipeline.data import cache, mapped, pixels, stored
+from pipeline.data import pixels
 from pipeline.data.datasets import EMBEDDED_NAMES, embedded_digits, torchvision_dataset
 from pipeline.data.decoding import Plan, decode_into, plan_for
 from pipeline.data.image_set import Decoded, ImageSet, assembled, from_array, images_at_a_time, in_words
+from pipeline.data.kept import cache, mapped, stored
 from pipeline.data.pixels import channels
 from pipeline.data.sources.base import UNREADABLE, Source
 from pipeline.data.sources.label_file import read_label_file

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from pipeline.data import cache
 from pipeline.data.image_set import ImageSet
+from pipeline.data.kept import cache
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.judge.network import JudgeNetwork, Number
 from pipeline.evaluation.judge.training import (

@@ -269,7 +269,7 @@ def test_a_second_interruption_or_an_early_one_ends_without_a_traceback(monkeypa
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.cli.doctor.report", interrupted)
+    monkeypatch.setattr("pipeline.cli.machine.report", interrupted)
     assert fails(130, "doctor") == "gen: stopped\n"
 
 
@@ -285,7 +285,7 @@ def test_too_little_memory_is_named_with_what_needs_less(monkeypatch: pytest.Mon
     def exhausted() -> None:
         raise fault
 
-    monkeypatch.setattr("pipeline.cli.doctor.report", exhausted)
+    monkeypatch.setattr("pipeline.cli.machine.report", exhausted)
     assert "out of memory; fewer images at a time need less" in fails(6, "doctor")
 
 
@@ -345,7 +345,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault_of_the_system(monkeypatch: py
     def gone() -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("pipeline.cli.doctor.report", gone)
+    monkeypatch.setattr("pipeline.cli.machine.report", gone)
     assert "the reader of the output has gone" in fails(141, "doctor")
 
 

@@ -17,9 +17,10 @@ from click.testing import CliRunner
 
 from pipeline.cli.main import main
 from pipeline.config.data import DataConfig
-from pipeline.data import cache, loading, mapped
+from pipeline.data import loading
 from pipeline.data.decoding import decode_into
 from pipeline.data.image_set import from_array
+from pipeline.data.kept import cache, mapped
 from pipeline.data.loading import load_images, load_test_images
 from pipeline.errors import ResourceError, UsageError
 from pipeline.reporting import Silent

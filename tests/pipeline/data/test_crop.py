@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline import UsageError, train_vqvae
 from pipeline.config.data import DataConfig
-from pipeline.data import cache
 from pipeline.data.image_set import ImageSet, from_array
+from pipeline.data.kept import cache
 from pipeline.data.loading import load_images, load_test_images
 from pipeline.data.record import hashes, what_changed
 from pipeline.data.splits import Split, pixel_variance

@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data.cache import cache_folder
 from pipeline.data.image_set import from_array
+from pipeline.data.kept.cache import cache_folder
 from pipeline.data.loading import load_images, load_test_images
 from pipeline.data.sources.labelling import label_by_folder
 from pipeline.data.sources.opening import open_source

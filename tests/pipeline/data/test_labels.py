@@ -11,8 +11,9 @@ from PIL import Image
 
 from pipeline import DataError, train_vqvae
 from pipeline.config.data import DataConfig
-from pipeline.data import cache, loading
+from pipeline.data import loading
 from pipeline.data.image_set import ImageSet
+from pipeline.data.kept import cache
 from pipeline.data.loading import load_images
 from tests.tiny import TINY_VQVAE
 

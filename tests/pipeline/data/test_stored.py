@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline import train_vqvae
 from pipeline.config.data import DataConfig
-from pipeline.data import cache
 from pipeline.data.image_set import ImageSet, Names
+from pipeline.data.kept import cache
 from pipeline.data.loading import load_images
 from pipeline.data.record import hashes
 from pipeline.data.splits import pixel_variance

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from pipeline import DataError
 from pipeline.cli.main import main
 from pipeline.config.data import DataConfig
-from pipeline.data import cache
 from pipeline.data.image_set import ImageSet, from_array
+from pipeline.data.kept import cache
 from pipeline.evaluation.judge import judge as judging
 from pipeline.evaluation.judge import training as judge_training
 from pipeline.evaluation.judge.judge import Judge, accuracy_of_training_on, judge_of

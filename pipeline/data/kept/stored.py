@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data import cache, mapped
 from pipeline.data.image_set import Decoded, Facts, ImageSet, Names, assembled
+from pipeline.data.kept import cache, mapped
 from pipeline.data.sources.labelling import Classes
 from pipeline.storage import atomic_file, load_metadata, load_tensors, save_tensors
 

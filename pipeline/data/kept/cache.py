@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pipeline import resources
-from pipeline.data.mapped import is_held
+from pipeline.data.kept.mapped import is_held
 from pipeline.errors import ResourceError, UsageError
 from pipeline.reporting import Reporter
 
