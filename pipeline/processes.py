@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import hashlib
-import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType
 
 from pipeline.arithmetic import reserve_workspace
@@ -22,7 +22,7 @@ from pipeline.errors import UsageError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 T = TypeVar("T")
 
-_TRACKERS = sorted(set(LoggerType.list()) - {"all"})
+TRACKERS = tuple(sorted(set(LoggerType.list()) - {"all"}))
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -34,9 +34,9 @@ def start(log: str | None = None, folder: Path | None = None) -> Accelerator:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16"):
         raise UsageError(f"mixed precision {precision!r} is not supported; use --precision bfloat16 or float32")
-    if log is not None and not (isinstance(log, str) and log in _TRACKERS):
-        raise UsageError(f"--log {log!r:.60} is not supported; choose one of {', '.join(_TRACKERS)}")
-    if log is not None and importlib.util.find_spec(log) is None:
+    if log is not None and not (isinstance(log, str) and log in TRACKERS):
+        raise UsageError(f"--log {log!r:.60} is not supported; choose one of {', '.join(TRACKERS)}")
+    if log is not None and log not in map(str, get_available_trackers()):
         raise UsageError(f"--log {log} needs a package that is not installed: pip install {log}")
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process decodes, the others wait
     reserve_workspace()  # before anything is computed: whether a training wants it may be known only once it is read

@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.compare import DEFAULT, compare, markdown
 from pipeline.evaluation.report.charts import check_can_draw
 from pipeline.evaluation.report.report import report
+from pipeline.processes import TRACKERS
 from pipeline.reporting import reporter_for_command
 from pipeline.runs.layout import SHARP, RunFolder
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, VQVAERun, read_config
@@ -50,7 +51,7 @@ def _loop_options(command: Command[...]) -> Command[...]:
     """What every training can be asked for besides the fields of its configurations."""
     options = [
         click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint, or from this one."),
-        click.option("--log", type=click.Choice(["tensorboard"]), help="Log there too, besides metrics.jsonl."),
+        click.option("--log", type=click.Choice(TRACKERS), help="Log there too, besides metrics.jsonl."),
         click.option("--report", "reports", is_flag=True, help="In the end write report.html, as gen report does."),
         quiet_option,
     ]

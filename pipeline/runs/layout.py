@@ -21,6 +21,8 @@ SAMPLES_PICTURE = "samples.png"
 CARD = "README.md"
 REPORT = "report.html"
 STATUS = "status.json"
+TRACKER = "tracker.json"  # which run of a tracker a training is logged to
+LOGS = "logs"  # of trackers that write files
 SHARP = "sharp"  # the decoder that `gen sharpen` trains
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from pipeline import processes
 from pipeline.arithmetic import deterministic
-from pipeline.config.options import OptionDict, Options, flatten, given, read_config_file
+from pipeline.config.options import OptionDict, Options, read_config_file
 from pipeline.config.presets import PRESETS
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InterruptedRunError, UsageError
@@ -22,7 +22,7 @@ from pipeline.reporting import Reporter, table
 from pipeline.resources import check_disk
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import CHECKPOINTS, IN_PROGRESS, RunFolder
-from pipeline.runs.saved import DecoderRun, PriorRun, StageRun, VQVAERun, as_json, read_config
+from pipeline.runs.saved import PriorRun, StageRun, VQVAERun, as_json, read_config
 from pipeline.runs.status import StatusFile
 from pipeline.runs.validation import Metrics
 from pipeline.storage import write_json
@@ -32,6 +32,7 @@ from pipeline.training.loop.checkpoint import disk_needed, publish, remove_left_
 from pipeline.training.loop.task import Batch, ReportedT
 from pipeline.training.loop.trainer import Ended, Trainer
 from pipeline.training.resume import BOTH_LENGTHS, checkpoint_to_resume
+from pipeline.training.tracking import tracked
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def train_and_publish(
         settings = _begin(launch, trainer, settings, facts)
         trainer.logged = status.reach
         status.begin(name, trainer.state.record.step, trainer.state.record.total_steps)
-        ended = trainer.run()
+        with tracked(launch.accelerator, run, trainer.folder, settings, trainer.state.record.step):
+            ended = trainer.run()
     status.reach(trainer.state.record.step)
     _report_end(trainer, ended)
 
@@ -147,9 +149,6 @@ def train_and_publish(
         write_card(run)
 
     processes.on_main(launch.accelerator, finish)
-    for tracker in launch.accelerator.trackers:
-        tracker.finish()
-    launch.accelerator.trackers.clear()  # else the next level's curves would be written here as well
     assert trainer.state.record.best is not None
     return Trained(run.path, trainer.state.record.step, trainer.state.record.best)
 
@@ -175,8 +174,6 @@ def _begin(
     trainer.set_steps(settings.training)
     launch.reporter.say(_banner(trainer, facts, timed))
     processes.on_main(launch.accelerator, lambda: write_json(trainer.folder / IN_PROGRESS, as_json(settings)))
-    own = settings.objective if isinstance(settings, DecoderRun) else settings.model
-    launch.accelerator.init_trackers(trainer.folder.name, config=given(flatten(own, settings.training)))
     return settings
 
 

@@ -13,12 +13,11 @@ from pipeline.config.data import ARRAY, DataConfig
 from pipeline.config.options import OptionDict, Options, build, flatten, given
 from pipeline.config.training import TrainingConfig
 from pipeline.data.image_set import ImageSet
-from pipeline.data.pictures import write_picture
 from pipeline.data.splits import Split, load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
-from pipeline.runs.layout import RECONSTRUCTIONS, SHARP, SPLIT, RunFolder
+from pipeline.runs.layout import LOGS, RECONSTRUCTIONS, SHARP, SPLIT, RunFolder
 from pipeline.runs.loading import LoadedVQVAE, check_decoder_codes, load_vqvae
 from pipeline.runs.lock import locked
 from pipeline.runs.opening import open_run
@@ -49,6 +48,7 @@ from pipeline.training.resume import (
     saved_run,
 )
 from pipeline.training.stage1 import check_settled, patience_without_effect
+from pipeline.training.tracking import show_picture
 from stage1_vqvae import DecoderTask, ObjectiveConfig, VQVAEConfig
 
 _PART_OF_STAGE_1 = 4  # a decoder is trained for this part of the steps of stage 1, unless told otherwise
@@ -84,7 +84,7 @@ def sharpen(
         processes.start(), lambda: open_run(named, "vqvae", "plain"), repr, f"the run {named or ''}"
     )
     folder = opened.folder
-    launch = Launch(asked, processes.start(log, folder.decoder(SHARP)), reporter or reporter_for_api(), checkpoint)
+    launch = Launch(asked, processes.start(log, folder.path / LOGS), reporter or reporter_for_api(), checkpoint)
     name = str(folder.decoder(SHARP).relative_to(folder.path))
     with StatusFile(folder.path, name, launch.accelerator, launch.reporter) as status:
         check_settled(folder)
@@ -185,7 +185,7 @@ def _train(
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, DecoderTask)
         picture = previews.reconstructions(evaluated.vqvae, image_set, parts)
-        processes.on_main(launch.accelerator, lambda: write_picture(stage / RECONSTRUCTIONS, picture))
+        show_picture(launch.accelerator, stage / RECONSTRUCTIONS, picture, trainer.state.record.step)
 
     trainer = Trainer(
         task=task,

@@ -17,7 +17,6 @@ from pipeline.config.presets import PresetName
 from pipeline.config.training import TrainingConfig
 from pipeline.data.image_set import ImageSet
 from pipeline.data.loading import test_files_fingerprint
-from pipeline.data.pictures import write_picture
 from pipeline.data.record import save_hashes, write_skipped
 from pipeline.data.splits import Split, pixel_variance, save_split, split
 from pipeline.errors import UsageError
@@ -28,6 +27,7 @@ from pipeline.runs.layout import (
     CONFIG,
     IMAGE_HASHES,
     IN_PROGRESS,
+    LOGS,
     RECONSTRUCTIONS,
     RUNS,
     SPLIT,
@@ -57,6 +57,7 @@ from pipeline.training.launch import (
 )
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.resume import DoneAlreadyError, check_free, check_left_out, folder_of_checkpoint, saved_run
+from pipeline.training.tracking import show_picture
 from stage1_vqvae import VQVAE, VQVAEConfig, VQVAETask
 
 CONFIGS = (DataConfig, VQVAEConfig, TrainingConfig)
@@ -91,7 +92,7 @@ def train_vqvae(
     again = {"--preset": preset, "--config": config, "--init": init, "--out": out if stage else None}
     check_left_out(checkpoint, given(again))
     run = RunFolder(stage.parent if stage else Path(out or default_folder(asked)))
-    launch = Launch(asked, processes.start(log, run.vqvae), reporter or reporter_for_api(), checkpoint)
+    launch = Launch(asked, processes.start(log, run.path / LOGS), reporter or reporter_for_api(), checkpoint)
     with StatusFile(run.path, "vqvae", launch.accelerator, launch.reporter) as status:
         saved = _saved(launch, run)
         if saved is None:
@@ -271,7 +272,7 @@ def _train(launch: Launch, status: StatusFile, run: RunFolder, settings: VQVAERu
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, VQVAETask)
         picture = previews.reconstructions(evaluated.network, image_set, parts)
-        processes.on_main(launch.accelerator, lambda: write_picture(run.vqvae / RECONSTRUCTIONS, picture))
+        show_picture(launch.accelerator, run.vqvae / RECONSTRUCTIONS, picture, trainer.state.record.step)
 
     def record() -> None:
         save_split(run.vqvae / SPLIT, parts)

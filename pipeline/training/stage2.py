@@ -20,13 +20,13 @@ from pipeline.config.presets import PresetName
 from pipeline.config.training import AugmentConfig
 from pipeline.data.codes.shards import StoredCodes, read_parts
 from pipeline.data.image_set import ImageSet
-from pipeline.data.pictures import write_picture
 from pipeline.data.splits import load_split
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
     CONFIG,
+    LOGS,
     SAMPLES_PICTURE,
     SPLIT,
     VALIDATION,
@@ -50,6 +50,7 @@ from pipeline.training.levels import LevelPlan, level_of, plan_levels, save_sett
 from pipeline.training.loop.trainer import Trainer
 from pipeline.training.resume import NothingLeftError, check_free, check_left_out, folder_of_checkpoint
 from pipeline.training.stage1 import check_settled
+from pipeline.training.tracking import show_picture
 from stage2_prior import CodeBatch, PriorConfig, PriorTask, make_prior
 
 
@@ -91,7 +92,7 @@ def train_prior(
         processes.start(), lambda: open_run(named, "vqvae", "plain"), repr, f"the run {named or ''}"
     )
     folder = RunFolder(Path(out)) if out and not stage else opened.folder
-    launch = Launch(asked, processes.start(log, folder.priors), reporter or reporter_for_api(), checkpoint)
+    launch = Launch(asked, processes.start(log, folder.path / LOGS), reporter or reporter_for_api(), checkpoint)
     only = level_of(stage) if stage else level
     with StatusFile(folder.path, "prior", launch.accelerator, launch.reporter) as status:
         plan = _planned(folder, launch, lambda: plan_levels(opened, folder, only, launch, preset, config))
@@ -226,7 +227,7 @@ def _train(
     def preview(evaluated: nn.Module) -> None:
         assert isinstance(evaluated, PriorTask)
         picture = previews.samples(evaluated.network, vqvae.network, validation)
-        processes.on_main(launch.accelerator, lambda: write_picture(stage / SAMPLES_PICTURE, picture))
+        show_picture(launch.accelerator, stage / SAMPLES_PICTURE, picture, trainer.state.record.step)
 
     trainer: Trainer[CodeBatch, Never] = Trainer(  # a prior has no statistics to report
         task=task,

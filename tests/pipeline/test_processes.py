@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 
 from pipeline import UsageError, generate, generate_files, train_prior, train_vqvae
+from pipeline.runs.layout import LOGS
 from pipeline.runs.validation import read_validation
 from pipeline.storage import load_tensors, read_json
 from pipeline.training.loop.checkpoint import list_checkpoints
 from tests.pipeline.training.test_step import of_images
-from tests.pipeline.worker import GIVEN, INITIAL, KINDS, SHARPENED, SKIPPED, STAGE_1_KINDS, work
+from tests.pipeline.training.test_tracking import in_metrics, in_tensorboard
+from tests.pipeline.worker import GIVEN, INITIAL, KINDS, LOGGED, SHARPENED, SKIPPED, STAGE_1_KINDS, work
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +129,13 @@ def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Pat
         with zipfile.ZipFile(sorted(by_two.glob("*.zip"))[index // 2]) as archive:
             image = np.array(Image.open(io.BytesIO(archive.read(f"{index:06d}.png"))))
         assert np.abs(image.astype(int) - expected[index, 0].numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("stage", ["prior/0", "prior/1"])
+def test_of_two_processes_one_logs_to_a_tracker(one_and_two: tuple[Path, Path], stage: str) -> None:
+    run = one_and_two[1] / LOGGED
+    assert len(list((run / LOGS / stage).glob("events.*"))) == 1
+    assert in_tensorboard(run, stage) == in_metrics(run, stage)
 
 
 def test_one_and_two_processes_evaluate_alike(one_and_two: tuple[Path, Path]) -> None:

@@ -40,6 +40,7 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
 SHARPENED = "gradient"  # a run whose decoder is trained further
 SKIPPED = "skipped"  # a run of which one step is skipped
 INITIAL = "initial"  # a run that begins from the one that is there before
+LOGGED = "levels"  # a run whose priors are logged to tensorboard too
 GIVEN = "given"  # a run that is there before
 N = 11  # not a multiple of the processes
 
@@ -54,7 +55,8 @@ def work(folder: Path) -> None:
         options |= {"revival_threshold": 0.5} if bottleneck == "vq" else {}
         train_vqvae(out=run, images=images, targets=targets, **options)
         prior_options = {**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5, **PRIOR_OPTIONS.get(name, {})}
-        train_prior(run, images=images, targets=targets, force=True, **prior_options)
+        log = "tensorboard" if name == LOGGED else None
+        train_prior(run, images=images, targets=targets, force=True, log=log, **prior_options)
         precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
         for precision in precisions:
             samples = generate(run, N, seed=5, precision=precision)

@@ -89,11 +89,11 @@ class Log:
     def line(self, values: Mapping[str, float]) -> None:
         """Append a line, and send it to the tracker."""
         step = self.record.step
-        self.accelerator.log(values, step=step)
 
         def append() -> None:
             with naming(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
+            self.accelerator.log(values, step=step)
 
         processes.on_main(self.accelerator, append)
         self.since = time.perf_counter()

@@ -223,7 +223,7 @@ def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None
 
 
 def test_tensorboard_is_written_or_missed_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.processes.get_available_trackers", list)
     assert "--log tensorboard needs a package that is not installed: pip install tensorboard" in fails(
         2, "train-vqvae", "--log", "tensorboard", *TINY
     )
