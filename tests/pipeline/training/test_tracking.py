@@ -93,7 +93,7 @@ def test_the_options_are_hyperparameters(logged: Path) -> None:
 
 
 class Recording(GeneralTracker):  # type: ignore[misc]  # accelerate has no types
-    """A tracker in the place of one whose package tests do not have: it remembers what it was said."""
+    """A tracker in the place of one whose package tests do not have: it remembers what it was given."""
 
     name, requires_logging_directory, main_process_only = "wandb", False, True
     begun: list["Recording"]

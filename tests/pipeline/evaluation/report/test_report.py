@@ -4,19 +4,23 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pipeline import CheckpointError, UsageError, load, report, train_prior, train_vqvae
 from pipeline.cli.main import main
 from pipeline.config.options import flatten
 from pipeline.evaluation.report import page
+from pipeline.evaluation.report.blocks import RunPage
 from pipeline.evaluation.report.records import read_record
 from pipeline.evaluation.report.tables import command_of
 from pipeline.reporting import Silent
@@ -46,11 +50,32 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag in tags]
 
 
+class Made(NamedTuple):
+    """A page that was written, and what it was made of, so that it need not be made again."""
+
+    written: Page
+    of: Sequence[RunPage]
+
+
 @pytest.fixture(scope="module")
-def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """A run that was evaluated with several scales of guidance, as a page."""
-    run = shutil.copytree(trained, tmp_path_factory.mktemp("report") / "run")
-    return Page(report(run, out=run.parent / "page.html", **GIVEN))
+def made(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A run of both stages as a page."""
+    kept: list[RunPage] = []
+
+    def render(pages: Sequence[RunPage], version: str) -> str:
+        kept.extend(pages)
+        return page.render(pages, version)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.evaluation.report.report.render", render)
+        path = report(trained, out=tmp_path_factory.mktemp("report") / "page.html", **GIVEN)
+    return Made(Page(path), kept)
+
+
+@pytest.fixture
+def written(made: Made) -> Page:
+    """The page alone."""
+    return made.written
 
 
 def check_page(shown: Page) -> None:
@@ -123,8 +148,8 @@ def test_codes_that_are_numbers_have_units_and_no_codebook(tmp_path: Path, bottl
 def test_many_classes_are_shown_in_part_and_guidance_that_was_compared_on_a_slider(tmp_path: Path) -> None:
     targets, figure = np.arange(40) % 20, Figure(0.5, 0.1)
     run, given = tmp_path / "run", {**GIVEN, "targets": targets}
-    train_vqvae(out=run, **TINY_VQVAE, **given)
-    train_prior(run, **TINY_PRIOR, **given, label_dropout=0.2)
+    train_vqvae(out=run, **TINY_VQVAE | {"steps": 2}, **given)
+    train_prior(run, **TINY_PRIOR | {"steps": 2}, **given, force=True, label_dropout=0.2)
     model = load(run)
     compared = [Measured(setting=Setting(guidance=g, temperature=1), figures={"recall": figure}) for g in (1, 2)]
     evaluation = Evaluation(
@@ -175,15 +200,13 @@ def test_what_cannot_be_written_is_said_before_any_work(
     assert not (trained / "report.html").exists()
 
 
-def test_a_page_that_would_be_too_large_has_pictures_with_loss(
-    trained: Path, written: Page, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(page, "MOST_BYTES", len(written.source.encode()) - 1)
-    smaller = report(trained, out="smaller.html", **GIVEN)
-    assert smaller.stat().st_size < len(written.source.encode())
+def test_a_page_that_would_be_too_large_has_pictures_with_loss(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = len(made.written.source.encode())
+    monkeypatch.setattr(page, "MOST_BYTES", whole - 1)
+    assert len(page.render(made.of, version("gen-images")).encode()) < whole
     monkeypatch.setattr(page, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="1,000 bytes at most"):
-        report(trained, out="smallest.html", **GIVEN)
+        page.render(made.of, version("gen-images"))
 
 
 def test_the_commands_make_the_same_settings(trained: Path, tmp_path: Path) -> None:
@@ -207,7 +230,11 @@ def test_the_command_says_what_it_wrote(trained: Path) -> None:
 def test_a_training_reports_when_it_has_ended_and_says_before_it_if_it_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["train-vqvae", "--preset", "tiny", "--steps", "2", "--report", "--quiet", "--out", str(tmp_path / "run")]
+    (tmp_path / "data").mkdir()
+    for index, image in enumerate(IMAGES):
+        Image.fromarray(image[0]).save(tmp_path / "data" / f"{index}.png")
+    given = ["train-vqvae", "--data", str(tmp_path / "data"), "--preset", "tiny", "--steps", "2", "--report", "--quiet"]
+    given += ["--out", str(tmp_path / "run")]
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "matplotlib", None)
         refused = CliRunner().invoke(main, given)
