@@ -82,8 +82,9 @@ def decompress_command(
     codes than were written. A command that was stopped goes on when it is given again.
     """
     reporter = reporter_for_command(quiet)
-    count = decompress_files(file, out, run, device=device, decoder=decoder, reporter=reporter)
-    say_result(f"wrote {count:,} images into {out}")
+    done = decompress_files(file, out, run, device=device, decoder=decoder, reporter=reporter)
+    there = f", where {done.n - done.new:,} were already" if done.new < done.n else ""
+    say_result(f"wrote {done.new:,} images into {out}{there}")
 
 
 COMMANDS = (compress_command, decompress_command)

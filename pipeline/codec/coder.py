@@ -153,7 +153,8 @@ class _Reader:
     def __init__(self, payload: bytes, what: str) -> None:
         library = _constriction()
         if len(payload) % 4:
-            raise CheckpointError(f"{what} holds {len(payload)} bytes, which are no whole words of 4")
+            raise CheckpointError(f"{what} holds {len(payload)} bytes, and codes come in words of 4 bytes")
+        self._what = what
         self._decoder = library.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
         self._any = library.stream.model.Categorical(perfect=False)
 
@@ -166,7 +167,10 @@ class _Reader:
         return self._decoded(probabilities.numpy())
 
     def _decoded(self, tables: Float[np.ndarray, "n k"]) -> Int[Tensor, "n"]:
-        codes: np.ndarray = self._decoder.decode(self._any, tables)
+        try:
+            codes: np.ndarray = self._decoder.decode(self._any, tables)
+        except AssertionError as error:  # how the library says that no code leads to these bytes
+            raise CheckpointError(f"{self._what} holds bytes that no codes of this prior lead to ({error})") from error
         return torch.from_numpy(codes.astype(np.int64))
 
 

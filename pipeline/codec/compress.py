@@ -1,6 +1,8 @@
 """Images into a .genz file."""
 
+import fcntl
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import SEEK_CUR
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from pipeline.codec.coder import BlockCoder, BlockCodes, arithmetic
 from pipeline.codec.container import (
+    MAGIC,
     RAW,
     Block,
     Header,
@@ -24,10 +27,11 @@ from pipeline.codec.container import (
     write_header,
     write_index,
 )
+from pipeline.codec.names import unfit_names
 from pipeline.config.arguments import CompressArguments
 from pipeline.config.codec import CompressConfig
 from pipeline.config.options import build
-from pipeline.errors import CheckpointError, UsageError
+from pipeline.errors import CheckpointError, FolderInUseError, UsageError
 from pipeline.reporting import Reporter, Silent
 from pipeline.runs.loading import priors_sha256
 from pipeline.sampling.inputs import Images, batch_of, check_images
@@ -78,12 +82,14 @@ def compress(
     work = _Work(model, given, _labels_for(model, labels, len(given)), config)
     unfinished = target.with_name(target.name + UNFINISHED)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with naming(unfinished), unfinished.open("r+b" if unfinished.exists() else "w+b") as file:
+    with naming(unfinished), _opened_alone(unfinished) as file:
         blocks = _write_blocks(work, unfinished, file, reporter or Silent())
         offsets = tuple(block.offset for block in blocks)
         write_index(file, Index(offsets=offsets, images=len(given), names=tuple(names) if config.keep_names else ()))
-    sync(unfinished)
-    unfinished.replace(target)
+        sync(unfinished)
+        if target.exists():
+            raise UsageError(f"{target} was written by another command meanwhile; what this one made is {unfinished}")
+        unfinished.replace(target)
     sync(target.parent)
     return Compressed(
         path=target,
@@ -110,6 +116,8 @@ def _check(
             problems.append(f"labels are one of -1 to {classes - 1} for each of {len(images):,} images")
     if names and len(names) != len(images):
         problems.append(f"there are {len(names):,} names for {len(images):,} images")
+    if unfit := unfit_names(names):
+        problems.append(f"{len(unfit):,} names are of no file within a folder, or come twice, such as {unfit[0]!r:.80}")
     if not len(images):
         problems.append("there are no images to compress; give one at least")
     if problems:
@@ -180,6 +188,24 @@ def _write_blocks(work: _Work, path: Path, file: BinaryIO, reporter: Reporter) -
     file.seek(end)
     file.truncate()
     return written
+
+
+@contextmanager
+def _opened_alone(path: Path) -> Iterator[BinaryIO]:
+    """What a command left unfinished, or a new file, while no other command writes to it. Raises UsageError for a file
+    that is none of ours, and FolderInUseError."""
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FolderInUseError(
+                f"another command is writing {path}; wait for it, or choose another --out"
+            ) from error
+        beginning = file.read(len(MAGIC))
+        if beginning not in (b"", MAGIC):
+            raise UsageError(f"{path} is no file of gen compress; move it away, or choose another --out")
+        file.seek(0)
+        yield file
 
 
 def _begun(path: Path, file: BinaryIO, header: Header) -> Iterator[Block]:

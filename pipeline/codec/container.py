@@ -6,23 +6,25 @@ little-endian; the header and the index are JSON, the latter compressed.
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from io import SEEK_CUR, SEEK_END
 from pathlib import Path
 from struct import Struct
 from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from pipeline.codec.names import unfit_names
+from pipeline.config.codec import LARGEST_BLOCK
 from pipeline.errors import CheckpointError, describe
 
 MAGIC, VERSION = b"GENZ", 1
 _START = Struct("<4sBII")  # the magic, the version, bytes of the header, their CRC
 _BLOCK = Struct("<HBIII")  # images, kind, bytes of the payload, CRC of the codes, CRC of all this and the payload
 _END = Struct("<QII4s")  # where the index begins, its bytes, their CRC, the magic
-_LARGEST_HEADER, _LARGEST_INDEX = 2**24, 2**30  # bytes, as text
+_LARGEST_HEADER, _LARGEST_INDEX = 2**24, 2**28  # bytes, as text
 
 T = TypeVar("T")
 
@@ -39,10 +41,10 @@ class Header:
     prior_sha256: str
     arithmetic: str  # what computed the probabilities
     image_shape: tuple[int, int, int]  # channels, height, width
-    grids: tuple[tuple[int, int], ...]  # of the levels that are kept
-    num_codes: int
+    grids: tuple[tuple[int, int], ...] = Field(min_length=1)  # of the levels that are kept
+    num_codes: int = Field(ge=1)
     class_names: tuple[str, ...]
-    block_size: int
+    block_size: int = Field(ge=1, le=LARGEST_BLOCK)
 
 
 class Block(NamedTuple):
@@ -59,7 +61,7 @@ class Index:
     """Where each block begins, how many images there are, and what their files were called."""
 
     offsets: tuple[int, ...]
-    images: int
+    images: int = Field(ge=1)
     names: tuple[str, ...]  # none, or one an image
 
 
@@ -109,20 +111,25 @@ class Reader:
         if zlib.crc32(content) != crc or start + length + _END.size != self._size:
             raise self._damaged("its index is damaged")
         found = self._parsed(_inflated(content), "index", Index)
-        if found.names and len(found.names) != found.images:
-            raise self._damaged(f"its index has {len(found.names):,} names for {found.images:,} images")
+        if found.names and (len(found.names) != found.images or unfit_names(found.names)):
+            raise self._damaged(f"its index has no name of its own for each of {found.images:,} images")
+        blocks = -(-found.images // self.header.block_size)
+        if len(found.offsets) != blocks or min(found.offsets) < self.first_block:
+            raise self._damaged(f"its index has no place for each of the {blocks:,} blocks of {found.images:,} images")
         return found
 
-    def block(self, number: int, offset: int) -> Block:
-        """The block at an offset; `number` is what to call it."""
+    def block(self, number: int, offset: int, expected: int | None = None) -> Block:
+        """The block at an offset; `number` is what to call it, `expected` how many images it should have."""
         what = f"block {number}"
         head = self._bytes(offset, _BLOCK.size, what)
         images, kind, length, codes_crc, crc = _BLOCK.unpack(head)
         payload = self._bytes(offset + _BLOCK.size, length, what)
         if zlib.crc32(payload, zlib.crc32(head[:-4])) != crc:
             raise self._damaged(f"{what} is damaged")
-        if kind not in (CODED, RAW) or not 0 < images <= self.header.block_size:
-            raise self._damaged(f"{what} is of no kind that this version knows")
+        if kind not in (CODED, RAW):
+            raise self._damaged(f"{what} is of kind {kind}, and this version knows {CODED} and {RAW}")
+        if not 0 < images <= self.header.block_size or expected not in (None, images):
+            raise self._damaged(f"{what} has {images} images, where {expected or self.header.block_size} are expected")
         return Block(images, kind, payload, codes_crc)
 
     def whole_blocks(self) -> Iterator[Block]:
@@ -136,10 +143,15 @@ class Reader:
             yield block
             offset, number = offset + size_of(block), number + 1
 
-    def check_blocks(self, offsets: Sequence[int]) -> None:
+    def block_of(self, index: Index, number: int) -> Block:
+        """A block by its number."""
+        size = self.header.block_size
+        return self.block(number, index.offsets[number], min(size, index.images - number * size))
+
+    def check_blocks(self, index: Index) -> None:
         """Read all blocks, so that a damaged file is refused before anything is made of it."""
-        for number, offset in enumerate(offsets):
-            self.block(number, offset)
+        for number in range(len(index.offsets)):
+            self.block_of(index, number)
 
     def _read_header(self) -> Header:
         self._file.seek(0)

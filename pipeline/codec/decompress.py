@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,14 +11,18 @@ from torch import Tensor
 
 from pipeline.codec.coder import BlockCoder, BlockCodes, arithmetic
 from pipeline.codec.container import Header, Index, Reader
+from pipeline.codec.names import picture_names
 from pipeline.config.sampling import DecoderName
 from pipeline.data.codes.maps import join_levels
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.reporting import Reporter, Silent
 from pipeline.runs.loading import priors_sha256
+from pipeline.sampling.generate import Generated
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.samples import Samples, picture_name
-from pipeline.storage import atomic_file, check_paths, naming
+from pipeline.storage import JsonObject, atomic_file, check_paths, naming, read_json, sha256, write_json
+
+NOTE = "compressed.json"  # in a folder of images, the file that they come from
 
 
 class Decompressed(NamedTuple):
@@ -65,23 +69,40 @@ def decompress_files(
     device: str | torch.device | None = None,
     decoder: DecoderName | None = None,
     reporter: Reporter | None = None,
-) -> int:
-    """Write all images of a .genz file into a folder, as PNG files under their names, and return how many there are.
+) -> Generated:
+    """Write all images of a .genz file into a new folder, as PNG files under their names.
 
     The whole file is checked before the first is written. A command that was stopped goes on after the blocks whose
-    files are all there. Raises what `decompress` raises.
+    files are all there; a folder with anything else in it is refused. Raises what `decompress` raises.
     """
     check_paths(path=path, out=out, run=None if isinstance(run, Model) else run)
     folder = Path(out)
     with _opened(Path(path), run, device, decoder, reporter or Silent()) as file:
-        file.reader.check_blocks(file.contents.offsets)
-        targets = [folder / name for name in _pictures(Path(path), file.contents)]
-        size = file.header.block_size
+        file.reader.check_blocks(file.contents)
+        count = file.contents.images
+        names = picture_names(file.contents.names) or [picture_name(number) for number in range(count)]
+        _begin(folder, {"file_sha256": sha256(Path(path)), "decoder_sha256": file.model.vqvae.decoder_sha256})
+        size, new = file.header.block_size, 0
         for number in (reporter or Silent()).steps(range(len(file.contents.offsets)), "decompress"):
-            block = targets[number * size : (number + 1) * size]
+            block = [folder / name for name in names[number * size : (number + 1) * size]]
             if not all(target.exists() for target in block):
                 _write(file.samples(file.codes(number)), block)
-    return len(targets)
+                new += len(block)
+    return Generated(folder, count, new)
+
+
+def _begin(folder: Path, source: JsonObject) -> None:
+    """Note where the images of a folder come from. Raises UsageError for one that holds those of another file, or
+    anything else."""
+    note = folder / NOTE
+    if note.is_file():
+        if read_json(note) != source:
+            raise UsageError(f"{folder} holds images of another file, or of another decoder; choose another --out")
+    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UsageError(f"{folder} holds other files already; choose another --out")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(note, source)
 
 
 class _File(NamedTuple):
@@ -100,7 +121,7 @@ class _File(NamedTuple):
     def codes(self, block: int) -> BlockCodes:
         """The codes of a block. Raises CheckpointError."""
         what = f"block {block} of {self.reader.path}"
-        return self.coder.decode(self.reader.block(block, self.contents.offsets[block]), what)
+        return self.coder.decode(self.reader.block_of(self.contents, block), what)
 
     def samples(self, codes: BlockCodes) -> Samples:
         """The images of codes."""
@@ -137,6 +158,9 @@ def _check_belongs(path: Path, header: Header, model: Model) -> None:
     ours = {"codes_sha256": model.vqvae.codes_sha256}
     ours["prior_sha256"] = priors_sha256(model.priors[: len(header.grids)])
     theirs = {"codes_sha256": header.codes_sha256, "prior_sha256": header.prior_sha256}
+    config = model.vqvae.config.model
+    if header.grids != config.grids[: len(header.grids)] or header.num_codes != config.num_codes:
+        raise CheckpointError(f"{path} says that its maps are of other sizes than those of {model.run.folder.path}")
     differing = [f"{name} {theirs[name][:12]}, not {ours[name][:12]}" for name in ours if theirs[name] != ours[name]]
     if differing:
         raise CheckpointError(
@@ -147,23 +171,11 @@ def _check_belongs(path: Path, header: Header, model: Model) -> None:
 
 def _chosen(parts: dict[int, BlockCodes], wanted: range, size: int) -> BlockCodes:
     """The codes of these images, in their order."""
-    rows = torch.tensor([list(parts).index(number // size) * size + number % size for number in wanted])
+    places = {block: place for place, block in enumerate(parts)}
+    rows = torch.tensor([places[number // size] * size + number % size for number in wanted])
     levels = tuple(level[rows] for level in join_levels(part.levels for part in parts.values()))
     labels: list[Int[Tensor, "m"]] = [part.labels for part in parts.values() if part.labels is not None]
     return BlockCodes(levels, torch.cat(labels)[rows] if labels else None)
-
-
-def _pictures(path: Path, index: Index) -> list[str]:
-    """A file's name for each image, within the folder they are written to. Raises CheckpointError."""
-    if not index.names:
-        return [picture_name(number) for number in range(index.images)]
-    names = [str(PurePosixPath(name).with_suffix(".png")) for name in index.names]
-    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if outside or any("\0" in name or "\\" in name for name in names):
-        raise CheckpointError(f"{path} has names that lead out of a folder, such as {outside[:1]}; it is not ours")
-    if len(set(names)) < len(names):  # a.jpg and a.png
-        return [f"{name}.png" for name in index.names]
-    return names
 
 
 def _write(samples: Samples, targets: Sequence[Path]) -> None:

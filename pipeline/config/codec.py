@@ -3,7 +3,7 @@
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_LARGEST_BLOCK = 4096
+LARGEST_BLOCK = 4096
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -16,7 +16,7 @@ class CompressConfig:
     block_size: int = Field(
         default=64,
         ge=1,
-        le=_LARGEST_BLOCK,
+        le=LARGEST_BLOCK,
         description="Images a block: a larger one is faster, a smaller one gives single images sooner.",
     )
     keep_names: bool = Field(default=True, description="Keep the names of the files.")

@@ -1,6 +1,5 @@
 """Images as a file of entropy-coded codes: what comes back is what went in, at the cost that the prior says."""
 
-import zlib
 from math import log
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from torch import Tensor
 from pipeline import CheckpointError, UsageError, compress, decompress, decompress_files, load
 from pipeline.cli.main import main
 from pipeline.codec.coder import BlockCoder, BlockCodes
-from pipeline.codec.container import CODED, RAW, Block, Reader
+from pipeline.codec.container import CODED, RAW, Block, Reader, size_of, write_index
 from pipeline.data import pixels
+from pipeline.errors import FolderInUseError
 from stage2_prior import Stepper, code_nats
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
@@ -227,19 +227,101 @@ def test_the_commands_keep_names_and_folders(trained: Path, tmp_path: Path) -> N
     assert names == sorted(str(path.relative_to(tmp_path / "back")) for path in (tmp_path / "back").rglob("*.png"))
 
 
-def test_names_that_lead_out_of_the_folder_are_refused(trained: Path, tmp_path: Path) -> None:
+def test_names_that_are_of_no_file_in_a_folder_are_refused_at_both_ends(trained: Path, tmp_path: Path) -> None:
     images, _ = shapes(2)
-    for name in ("../outside.png", "/outside.png", "a\\..\\b.png"):
-        path = tmp_path / f"{zlib.crc32(name.encode())}.genz"
-        compress(trained, images, path, names=["inside.png", name])
-        with pytest.raises(CheckpointError, match="names that lead out of a folder"):
-            decompress_files(path, tmp_path / "out", trained)
+    for name in ("../outside.png", "/outside.png", "", "a/..", "inside.png"):
+        with pytest.raises(UsageError, match="1 names are of no file within a folder, or come twice"):
+            compress(trained, images, tmp_path / "a.genz", names=["inside.png", name])
+    compress(trained, images, tmp_path / "a.genz", names=["inside.png", "back\\slash.png"])
+    rewritten(tmp_path / "a.genz", names=("inside.png", "../outside.png"))
+    with pytest.raises(CheckpointError, match="no name of its own for each of 2 images"):
+        decompress_files(tmp_path / "a.genz", tmp_path / "out", trained)
+
+
+def rewritten(path: Path, **changed: object) -> None:
+    """The file with other things in its index, and every CRC right, as somebody may write it."""
+    with path.open("r+b") as file:
+        reader = Reader(path, file)
+        index = reader.index()
+        last = reader.block_of(index, len(index.offsets) - 1)
+        file.seek(index.offsets[-1] + size_of(last))
+        file.truncate()
+        for name, value in changed.items():
+            object.__setattr__(index, name, value)  # past the checks of the dataclass
+        write_index(file, index)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"images": 7}, {"images": 0}, {"offsets": ()}, {"offsets": (-5,)}, {"offsets": (10**9,)}, {"names": ("a", "a")}],
+)
+def test_an_index_that_does_not_fit_is_refused(trained: Path, tmp_path: Path, changed: dict[str, object]) -> None:
+    compress(trained, shapes(6)[0], tmp_path / "a.genz")
+    rewritten(tmp_path / "a.genz", **changed)
+    for read in (lambda: decompress(tmp_path / "a.genz", trained), lambda: written(tmp_path, trained)):
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read()
+
+
+def written(folder: Path, run: Path) -> None:
+    decompress_files(folder / "a.genz", folder / "out", run)
+
+
+def test_bytes_that_no_codes_lead_to_are_refused(trained: Path) -> None:
+    coder = BlockCoder(load(trained).priors, 8)
+    with pytest.raises(CheckpointError, match=r"a block holds bytes that no codes|decodes to other codes"):
+        coder.decode(Block(8, CODED, b"\xff" * 400, 0), "a block")
+
+
+def test_no_file_of_another_is_touched(trained: Path, tmp_path: Path) -> None:
+    """A folder with other pictures in it, or with those of another file; and an unfinished file of another program."""
+    images, _ = shapes(4)
+    for name, given in (("a", images), ("b", images[::-1].copy())):
+        compress(trained, given, tmp_path / f"{name}.genz")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "000000.png").write_text("mine")
+    with pytest.raises(UsageError, match="photos holds other files already"):
+        decompress_files(tmp_path / "a.genz", tmp_path / "photos", trained)
+    assert (tmp_path / "photos" / "000000.png").read_text() == "mine"
+    assert decompress_files(tmp_path / "a.genz", tmp_path / "out", trained).new == 4
+    with pytest.raises(UsageError, match="out holds images of another file"):
+        decompress_files(tmp_path / "b.genz", tmp_path / "out", trained)
+    (tmp_path / "c.genz.part").write_text("a download")
+    with pytest.raises(UsageError, match="is no file of gen compress"):
+        compress(trained, images, tmp_path / "c.genz")
+    assert (tmp_path / "c.genz.part").read_text() == "a download"
+
+
+def test_a_folder_that_was_begun_is_filled(trained: Path, tmp_path: Path) -> None:
+    images, _ = shapes(20)
+    compress(trained, images, tmp_path / "a.genz", block_size=8)
+    whole = decompress_files(tmp_path / "a.genz", tmp_path / "out", trained)
+    assert (whole.n, whole.new) == (20, 20)
+    before = (tmp_path / "out" / "000017.png").read_bytes()
+    (tmp_path / "out" / "000017.png").unlink()
+    assert decompress_files(tmp_path / "a.genz", tmp_path / "out", trained).new == 4, "those of its block"
+    assert (tmp_path / "out" / "000017.png").read_bytes() == before
+
+
+def test_one_command_at_a_time_writes_a_file(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, _ = shapes(4)
+    encode, refused = BlockCoder.encode, []
+
+    def twice(self: BlockCoder, codes: BlockCodes) -> Block:
+        with pytest.raises(FolderInUseError, match="another command is writing"):
+            compress(trained, images, tmp_path / "a.genz")
+        refused.append(True)
+        return encode(self, codes)
+
+    monkeypatch.setattr(BlockCoder, "encode", twice)
+    compress(trained, images, tmp_path / "a.genz")
+    assert refused == [True]
 
 
 def test_names_that_would_meet_are_kept_apart(trained: Path, tmp_path: Path) -> None:
     compress(trained, shapes(2)[0], tmp_path / "a.genz", names=["a.jpg", "a.png"])
     decompress_files(tmp_path / "a.genz", tmp_path / "out", trained)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a.jpg.png", "a.png.png"]
 
 
 def test_what_does_not_fit_is_said_at_once(trained: Path, tmp_path: Path) -> None:
