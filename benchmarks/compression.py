@@ -44,6 +44,7 @@ class Point(NamedTuple):
     file: float
     without_header: float
     mosaic: float | None
+    mosaic_psnr: float | None
     psnr: float
     distance: float
 
@@ -78,8 +79,15 @@ def of_format(images: UInt8[np.ndarray, "n c h w"], name: str, quality: int | No
     file, columns = sum(map(len, contents)) / n, math.isqrt(n)
     tiles = images[: columns * (n // columns)].reshape(-1, columns, channels, height, width)
     mosaic = tiles.transpose(2, 0, 3, 1, 4).reshape(channels, len(tiles) * height, columns * width)
-    whole = len(encoded(pixels.to_pil(np.ascontiguousarray(mosaic)), name, quality)) / (len(tiles) * columns)
-    return Point(file, file - len(encoded(flat, name, quality)), whole, psnr(images, back), distance(yardstick, back))
+    whole = encoded(pixels.to_pil(np.ascontiguousarray(mosaic)), name, quality)
+    return Point(
+        file,
+        file - len(encoded(flat, name, quality)),
+        len(whole) / (len(tiles) * columns),
+        psnr(mosaic[None], decoded(whole, channels)[None]),
+        psnr(images, back),
+        distance(yardstick, back),
+    )
 
 
 def distance(yardstick: Yardstick, images: UInt8[np.ndarray, "n c h w"]) -> float:
@@ -96,7 +104,7 @@ def of_run(
         done = compress(model, images, path, labels=labels, levels=levels)
         back = decompress(path, model).samples.images.numpy()
     n = len(images)
-    return Point(done.bytes / n, done.payload_bytes / n, None, psnr(images, back), distance(yardstick, back))
+    return Point(done.bytes / n, done.payload_bytes / n, None, None, psnr(images, back), distance(yardstick, back))
 
 
 def models_of(run: Path) -> Iterator[tuple[DecoderName, int, Model]]:
@@ -119,7 +127,7 @@ def bytes_of_models(model: Model, levels: int) -> int:
 
 def images_to_pay(ours: Point, model_bytes: int, theirs: Sequence[Point]) -> float | None:
     """How many images outweigh the models, beside a mosaic of the same PSNR; None for none."""
-    known = sorted((point.psnr, math.log(point.mosaic)) for point in theirs if point.mosaic is not None)
+    known = sorted((point.mosaic_psnr or 0, math.log(point.mosaic or 1)) for point in theirs)
     if not known[0][0] <= ours.psnr <= known[-1][0]:
         return None
     cost = math.exp(float(np.interp(ours.psnr, [one for one, _ in known], [one for _, one in known])))
@@ -156,7 +164,7 @@ def main(runs: tuple[Path, ...], n: int, picture: Path | None) -> None:
 
 
 def draw(points: dict[str, list[Point]], pixels_an_image: int, path: Path) -> None:
-    """Two panels: PSNR, and the Fréchet distance, over bits a pixel, of formats without their headers."""
+    """Two panels over bits a pixel, of formats in a mosaic: its PSNR, and the Fréchet distance of single files."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -164,7 +172,7 @@ def draw(points: dict[str, list[Point]], pixels_an_image: int, path: Path) -> No
         for label, curve in points.items():
             ours = label.startswith("gen")
             rates = [8 * (point.file if ours else point.mosaic or 0) / pixels_an_image for point in curve]
-            values = [getattr(point, name) for point in curve]
+            values = [(point.mosaic_psnr or point.psnr) if name == "psnr" else point.distance for point in curve]
             axes.plot(rates, values, marker="o", linestyle="none" if ours else "-", label=label)
         axes.set(
             xscale="log",

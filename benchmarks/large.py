@@ -64,8 +64,8 @@ def anonymous_bytes(process: int) -> int:
     return int(psutil.Process(process).memory_info().rss)
 
 
-def in_child(work: Callable[[], object]) -> Measured:
-    """Run something in a child of this process. Raises RuntimeError where it fails; a signal is no failure."""
+def in_child(work: Callable[[], object], *, is_to_be_killed: bool = False) -> Measured:
+    """Run something in a child of this process. Raises RuntimeError where it fails."""
     sys.stdout.flush()
     before = most = anonymous_bytes(os.getpid())  # the child begins as a copy
     start, child = time.perf_counter(), os.fork()
@@ -80,7 +80,7 @@ def in_child(work: Callable[[], object]) -> Measured:
         most = max(most, anonymous_bytes(child))
         time.sleep(_SEEN_EVERY)
     status = os.waitstatus_to_exitcode(ended[1])
-    if status > 0:
+    if status > 0 or (status < 0 and not is_to_be_killed):
         raise RuntimeError(f"a phase ended with {status}")
     return Measured(time.perf_counter() - start, before, most, -status)
 
@@ -163,7 +163,7 @@ def lines(folder: Path, n: int, side: int) -> Iterator[JsonObject]:
     in_child(lambda: make(folder / "images", n, side))
     for phase, work in phases(folder):
         there = shards(folder / "run")
-        found = in_child(work)
+        found = in_child(work, is_to_be_killed=phase.endswith("killed"))
         yield {
             "images": n,
             "side": side,

@@ -171,8 +171,8 @@ def _check_belongs(path: Path, header: Header, model: Model) -> None:
 
 def _chosen(parts: dict[int, BlockCodes], wanted: range, size: int) -> BlockCodes:
     """The codes of these images, in their order."""
-    places = {block: place for place, block in enumerate(parts)}
-    rows = torch.tensor([places[number // size] * size + number % size for number in wanted])
+    orders = {block: order for order, block in enumerate(parts)}
+    rows = torch.tensor([orders[number // size] * size + number % size for number in wanted])
     levels = tuple(level[rows] for level in join_levels(part.levels for part in parts.values()))
     labels: list[Int[Tensor, "m"]] = [part.labels for part in parts.values() if part.labels is not None]
     return BlockCodes(levels, torch.cat(labels)[rows] if labels else None)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import gradio
 
 _HOST = "127.0.0.1"
+_TEMPORARY = "GRADIO_TEMP_DIR"
 _FONTS = (["system-ui", "sans-serif"], ["ui-monospace", "monospace"])  # which every machine has
 _WAIT = 0.2  # seconds
 
@@ -90,7 +91,8 @@ def _launched(served: Served, config: AppConfig) -> "Iterator[gradio.Blocks]":
     import gradio
 
     with tempfile.TemporaryDirectory(prefix="gen-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read where a page is made; there is no argument
+        before = os.environ.get(_TEMPORARY)
+        os.environ[_TEMPORARY] = folder  # read where a page is made; there is no argument
         from pipeline.serving.page import STYLE, page_of
 
         page = page_of(served)
@@ -112,3 +114,6 @@ def _launched(served: Served, config: AppConfig) -> "Iterator[gradio.Blocks]":
         finally:
             page.close(verbose=False)
             served.requests.close()
+            os.environ.pop(_TEMPORARY)
+            if before is not None:
+                os.environ[_TEMPORARY] = before

@@ -19,6 +19,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "requests")
+        self._closing = threading.Event()
 
     def answers(self, work: Callable[[Callable[[T], None]], T]) -> Iterator[T]:
         """What `work` shows by the function that it is given, as it is shown, and last what it returns.
@@ -29,7 +30,7 @@ class Requests:
         shown, stopped = SimpleQueue[T | None](), threading.Event()
 
         def show(answer: T) -> None:
-            if stopped.is_set():
+            if stopped.is_set() or self._closing.is_set():
                 raise StoppedError
             shown.put(answer)
 
@@ -44,5 +45,6 @@ class Requests:
             future.cancel()
 
     def close(self) -> None:
-        """Wait for the request that is at work."""
+        """Stop the request that is at work, as one whose iterator is closed, and wait for it."""
+        self._closing.set()
         self._pool.shutdown(cancel_futures=True)

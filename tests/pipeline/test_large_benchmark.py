@@ -29,10 +29,13 @@ def test_memory_that_no_file_stands_for_is_seen() -> None:
     assert 0.9 * held.nbytes <= large.anonymous_bytes(os.getpid()) - before < 2 * held.nbytes
 
 
-def test_a_child_that_is_killed_is_no_failure_and_one_that_fails_is() -> None:
+def test_a_child_that_fails_or_is_killed_is_a_failure_unless_it_was_to_be_killed() -> None:
     with pytest.raises(RuntimeError, match="a phase ended with 1"):
         large.in_child(lambda: int("x"))
-    assert large.in_child(lambda: os.kill(os.getpid(), signal.SIGKILL)).signal == signal.SIGKILL
+    with pytest.raises(RuntimeError, match="a phase ended with -9"):
+        large.in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    found = large.in_child(lambda: os.kill(os.getpid(), signal.SIGKILL), is_to_be_killed=True)
+    assert found.signal == signal.SIGKILL
 
 
 def test_images_are_functions_of_their_numbers() -> None:

@@ -82,6 +82,7 @@ def _of_json(path: Path, content: object) -> list[tuple[str, str]]:
 
 def as_class(label: object, who: str) -> str:
     """The name of a class, as it was written down. Raises DataError, with `who` wrote it, where it can be none."""
-    if isinstance(label, bool) or not isinstance(label, str | int):
-        raise DataError(f"{who} the class {label!r:.60}; a class is a text or a whole number")
-    return str(label)
+    name = str(label).strip()
+    if isinstance(label, bool) or not isinstance(label, str | int) or not name:
+        raise DataError(f"{who} the class {label!r:.60}; a class is a whole number, or a text that is not empty")
+    return name

@@ -170,8 +170,8 @@ def _columns(schema: "pyarrow.Schema", path: Path) -> _Columns:
         raise DataError(
             f"{path} has {len(classes)} columns of classes, {', '.join(classes)}; call one of them {_LABEL}"
         )
-    names = features.get(label or "", {}).get("names") or ()
-    return _Columns(image, label, tuple(map(str, names)))
+    names = features.get(label or "", {}).get("names")
+    return _Columns(image, label, tuple(map(str, names)) if isinstance(names, list) else ())
 
 
 def _one_of(names: Sequence[str], preferred: str) -> str | None:
@@ -215,4 +215,4 @@ def _labelling(files: Sequence[_File], columns: _Columns) -> Labelling:
 def _is_class(value: object, class_names: Sequence[str]) -> bool:
     if class_names:
         return isinstance(value, int) and 0 <= value < len(class_names)
-    return isinstance(value, str | int) and not isinstance(value, bool)
+    return isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())

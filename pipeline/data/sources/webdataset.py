@@ -48,6 +48,6 @@ def _class(source: Source, file: str) -> str | None:
         content = text if file.lower().endswith(".cls") else json.loads(text)
     except (*UNREADABLE, ValueError, RecursionError) as error:
         raise DataError(f"{file}, which should say the class of an image, cannot be read: {error}") from error
-    if isinstance(content, dict):
-        content = content.get(LABEL)
+    if file.lower().endswith(".json"):
+        content = content.get(LABEL) if isinstance(content, dict) else None
     return None if content is None else as_class(content, f"{file} gives its image")

@@ -62,6 +62,12 @@ def load_image_set(
 def check_unchanged(run: RunFolder, saved: VQVAERun, image_set: ImageSet) -> None:
     """Raise DataError unless the images are those that a run was trained on."""
     if saved.fingerprint == image_set.fingerprint:
+        if saved.class_names != image_set.class_names:
+            renamed = [f"{a} is {b}" for a, b in zip(saved.class_names, image_set.class_names, strict=False) if a != b]
+            raise DataError(
+                f"the classes of {run.path} had other names when it was trained: now {', '.join(renamed[:3])}; bring "
+                "the old names back, or start a new run with --out"
+            )
         return
     then, now = images_in_words(saved.model), " x ".join(map(str, image_set.shape))
     n = sum(map(len, load_split(run.vqvae / SPLIT)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import DataError, train_vqvae
+from pipeline import DataError, train_prior, train_vqvae
 from pipeline.config.data import DataConfig
 from pipeline.data import loading
 from pipeline.data.image_set import ImageSet
@@ -167,3 +167,21 @@ def test_a_web_dataset_with_classes_of_some_images_alone_is_refused(tmp_path: Pa
     assert read(path, labels=False).labels is None
     with pytest.raises(DataError, match=r"a/1\.json.*cannot be read"):
         read(web_dataset(photos, tmp_path / "damaged.tar", {"a/1.json": b"{"}))
+
+
+def test_json_that_says_no_class_gives_none_and_an_empty_class_is_refused(tmp_path: Path, photos: Path) -> None:
+    boxes = {f"{name[:-4]}.json": b"[[0, 0, 4, 4]]" for name in NAMES}
+    assert read(web_dataset(photos, tmp_path / "boxes.tar", boxes)).class_names == ("a", "b"), "by folders"
+    empty = {f"{name[:-4]}.cls": b"" if name == NAMES[0] else b"1" for name in NAMES}
+    with pytest.raises(DataError, match="the class ''; a class is a whole number, or a text that is not empty"):
+        read(web_dataset(photos, tmp_path / "empty.tar", empty))
+
+
+def test_a_run_is_not_gone_on_with_under_other_names(tmp_path: Path, photos: Path) -> None:
+    """The numbers are the same, and so is the fingerprint."""
+    file = csv_of(tmp_path / "labels.csv", dict(zip(NAMES, ("cat", "dog", "cat", "dog"), strict=True)))
+    options = {**TINY_VQVAE, "batch_size": 2}
+    train_vqvae(out=tmp_path / "run", data=str(photos), label_file=file, validation=0.25, **options)
+    csv_of(tmp_path / "labels.csv", dict(zip(NAMES, ("cow", "horse", "cow", "horse"), strict=True)))
+    with pytest.raises(DataError, match="had other names when it was trained: now cat is cow, dog is horse"):
+        train_prior(tmp_path / "run", steps=2, force=True)

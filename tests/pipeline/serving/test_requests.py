@@ -71,3 +71,20 @@ def test_a_request_waits_for_the_one_before_it_and_is_not_begun_if_closed() -> N
     later.join(10)
     assert done == ["first", "second", "seen ['second']"]
     requests.close()
+
+
+def test_closing_all_stops_what_is_at_work() -> None:
+    requests, ended = Requests(), threading.Event()
+
+    def endless(show: Callable[[int], None]) -> int:
+        try:
+            while True:
+                show(0)
+        except StoppedError:
+            ended.set()
+            raise
+
+    answers = requests.answers(endless)
+    assert next(answers) == 0
+    requests.close()
+    assert ended.is_set()
