@@ -238,7 +238,8 @@ def interpolate_command(
     """Show what lies between two images, from the reconstruction of the first to that of the second.
 
     The first row mixes what the decoder is given. Where codes are integers, a second row replaces those of the first
-    image by those of the second, in raster order. A .gif or .webp shows the first row as a film, there and back.
+    image by those of the second, in raster order, and a third has the codes that are nearest to mixtures of what the
+    encoder gives. A .gif or .webp shows the first row as a film, there and back.
     """
     is_film = out.suffix.lower() in (".gif", ".webp")
     check_is_new(out) if is_film else check_out_is_new_picture(out)
@@ -249,7 +250,7 @@ def interpolate_command(
         there = [pixels.grid(image[None], 1) for image in done.mixed]
         write_film(out, [*there, *there[-2:0:-1]])
     else:
-        rows = done.mixed if done.exchanged is None else np.concatenate([done.mixed, done.exchanged])
+        rows = np.concatenate([row for row in done if row is not None])
         save_grid(out, rows, len(done.mixed))
     say_result(f"wrote {out}: {len(done.mixed)} images from {first} to {second}")
 

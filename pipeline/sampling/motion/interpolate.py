@@ -1,4 +1,5 @@
-"""What lies between two images: mixtures of their codes' vectors; the codes of one replaced by those of the other."""
+"""What lies between two images: mixtures of their codes' vectors, or of what is quantized, with the nearest codes; the
+codes of one replaced by those of the other."""
 
 from pathlib import Path
 from typing import NamedTuple, Unpack
@@ -19,10 +20,12 @@ from stage1_vqvae import Codes
 
 class Interpolation(NamedTuple):
     """Images (m, c, h, w) from the first to the second: of mixtures of what the decoder is given, and, where codes are
-    integers, with more and more of the second's codes in raster order."""
+    integers, with more and more of the second's codes in raster order, and of the codes that are nearest to mixtures of
+    what the encoder gives."""
 
     mixed: UInt8[np.ndarray, "m c h w"]
     exchanged: UInt8[np.ndarray, "m c h w"] | None
+    nearest: UInt8[np.ndarray, "m c h w"] | None
 
 
 def interpolate(
@@ -48,8 +51,12 @@ def interpolate(
         raise UsageError(f"two images of one shape (channels, height, width) are needed; got {shapes}")
     codes, weights = model.encode(np.stack(ends)), np.linspace(0, 1, config.frames)
     if not model.vqvae.config.model.is_discrete:
-        return Interpolation(mixtures(model, codes, weights), None)
-    return Interpolation(mixtures(model, codes, weights), model.decode(exchanged_codes(codes, weights)).numpy())
+        return Interpolation(mixtures(model, codes, weights), None, None)
+    images = torch.from_numpy(np.stack(ends))
+    exchanged, nearest = exchanged_codes(codes, weights), nearest_codes_between(model, images, weights)
+    return Interpolation(
+        mixtures(model, codes, weights), model.decode(exchanged).numpy(), model.decode(nearest).numpy()
+    )
 
 
 def mixtures(model: Model, codes: Codes, weights: Float[np.ndarray, "m"]) -> UInt8[np.ndarray, "m c h w"]:
@@ -61,6 +68,18 @@ def mixtures(model: Model, codes: Codes, weights: Float[np.ndarray, "m"]) -> UIn
         mixed = [torch.lerp(first, second, float(weight))[None] for weight in weights]
         pixels = torch.cat([network.decoder(one).float() for one in mixed])  # one at a time: images may be large
     return ((pixels + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def nearest_codes_between(model: Model, images: UInt8[Tensor, "2 c h w"], weights: Float[np.ndarray, "m"]) -> Codes:
+    """The codes of mixtures of what the encoder gives for two images, before it is quantized, level after level.
+
+    All of them are codes that the decoder knows, which a mixture of codes' vectors need not be.
+    """
+    network = model.vqvae.network
+    with torch.no_grad(), model.arithmetic():
+        first, second = network.encoder(network.normalise(images.to(model.device)))
+        between = [network.levels.encode(torch.lerp(first, second, float(weight))[None]) for weight in weights]
+    return tuple(torch.cat(level).cpu() for level in zip(*between, strict=True))
 
 
 def exchanged_codes(codes: Codes, weights: Float[np.ndarray, "m"]) -> Codes:

@@ -12,7 +12,7 @@ from pipeline import UsageError, film, generate, interpolate, load, train_vqvae
 from pipeline.cli.main import main
 from pipeline.data import pixels
 from pipeline.sampling.motion.film import moments
-from pipeline.sampling.motion.interpolate import exchanged_codes, mixtures
+from pipeline.sampling.motion.interpolate import exchanged_codes, mixtures, nearest_codes_between
 from tests.tiny import TINY_VQVAE, shapes, tiny_vqvae
 
 IMAGES, _ = shapes(8)
@@ -83,6 +83,22 @@ def test_an_interpolation_ends_at_the_reconstructions_of_both(trained: Path) -> 
     done = interpolate(model, IMAGES[0], IMAGES[1], frames=3)
     assert np.array_equal(done.mixed, mixtures(model, codes, weights))
     assert done.exchanged is not None and np.array_equal(done.exchanged[[0, -1]], ends)
+    assert done.nearest is not None and np.array_equal(done.nearest[[0, -1]], ends)
+
+
+def test_mixtures_before_they_are_quantized_have_their_nearest_codes(trained: Path) -> None:
+    """At every place the code whose vector is nearest to the mean of what the encoder gives for both images."""
+    model = load(trained)
+    network, images = model.vqvae.network, torch.from_numpy(IMAGES[:2].copy())
+    between = nearest_codes_between(model, images, np.array([0, 0.5, 1]))
+    assert torch.equal(between[0][[0, 2]], model.encode(IMAGES[:2])[0])
+    with torch.no_grad():
+        middle = network.levels.entry(network.encoder(network.normalise(images))).mean(0)
+        vectors = network.levels.decode((torch.arange(12).repeat_interleave(6).reshape(12, 2, 3),))
+    distances = (vectors - middle).square().sum(1)  # (codes, rows, columns)
+    assert torch.equal(between[0][1], distances.argmin(0))
+    done = interpolate(model, IMAGES[0], IMAGES[1], frames=3)
+    assert done.nearest is not None and np.array_equal(done.nearest, model.decode(between).numpy())
 
 
 def test_latents_are_mixed_in_a_line(tmp_path: Path) -> None:
@@ -91,7 +107,7 @@ def test_latents_are_mixed_in_a_line(tmp_path: Path) -> None:
     done = interpolate(model, IMAGES[0], IMAGES[1], frames=5)
     (latents,) = model.encode(IMAGES[:2])
     middle = model.decode((latents.mean(0, keepdim=True),)).numpy()
-    assert done.exchanged is None and np.array_equal(done.mixed[2], middle[0])
+    assert done.exchanged is done.nearest is None and np.array_equal(done.mixed[2], middle[0])
 
 
 def test_the_command_writes_a_strip_or_a_film(trained: Path, tmp_path: Path) -> None:
@@ -102,8 +118,8 @@ def test_the_command_writes_a_strip_or_a_film(trained: Path, tmp_path: Path) -> 
         done = CliRunner().invoke(main, [*ends, "--out", str(tmp_path / name)])
         assert done.exit_code == 0 and "4 images" in done.output, done.output
     expected = interpolate(trained, IMAGES[0], IMAGES[1], frames=4)
-    assert expected.exchanged is not None
-    rows = pixels.grid(np.concatenate([expected.mixed, expected.exchanged]), 4)
+    assert expected.exchanged is not None and expected.nearest is not None
+    rows = pixels.grid(np.concatenate([expected.mixed, expected.exchanged, expected.nearest]), 4)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "strip.png")), np.asarray(rows))
     with Image.open(tmp_path / "film.gif") as pictures:
         assert pictures.n_frames == 6, "there and back"  # type: ignore[attr-defined]
