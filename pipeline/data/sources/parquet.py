@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow import parquet
 
-_ROWS = 64  # read at a time
+_ROWS = 64  # read at a time, fewer where they are large
 _BATCHES = 16  # of these, kept: threads that decode ask for rows near each other
+_BYTES = 2**25  # of a batch about, and of all that are kept but the last
 _IMAGE, _LABEL = "image", "label"  # columns of these names are taken where there are several
 
 
@@ -42,6 +43,7 @@ class _File(NamedTuple):
     columns: _Columns
     starts: Int[np.ndarray, "groups"]
     rows: int
+    at_a_time: int  # rows of a batch
 
 
 def open_parquet(paths: Sequence[Path], names: Sequence[str], largest: int) -> Source:
@@ -75,8 +77,11 @@ def open_parquet(paths: Sequence[Path], names: Sequence[str], largest: int) -> S
 def _described(path: Path) -> _File:
     with _opened(path) as file:
         metadata = file.metadata
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        return _File(path, _columns(file.schema_arrow, path), np.cumsum([0, *sizes])[:-1], metadata.num_rows)
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)  # of a row
+        at_a_time = max(1, min(_ROWS, _BYTES // max(1, largest)))
+        starts = np.cumsum([0, *(group.num_rows for group in groups)])[:-1]
+        return _File(path, _columns(file.schema_arrow, path), starts, metadata.num_rows, at_a_time)
 
 
 def _opened(path: Path) -> "parquet.ParquetFile":
@@ -106,6 +111,7 @@ class _Rows:
     def __init__(self, files: Sequence[_File]) -> None:
         self._files = files
         self._kept: OrderedDict[tuple[int, int, int], list[bytes | None]] = OrderedDict()
+        self._kept_bytes = 0
         self._reading = _Reading(-1, -1, 0, iter(()))
         self._alone = threading.Lock()
 
@@ -113,7 +119,7 @@ class _Rows:
         """The bytes of the image in a row of a file. Raises OSError where there are none."""
         starts = self._files[number].starts
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        batch, within = divmod(row - int(starts[group]), _ROWS)
+        batch, within = divmod(row - int(starts[group]), self._files[number].at_a_time)
         with self._alone:
             found = self._batch(number, group, batch)[within]
         if found is None:
@@ -132,7 +138,7 @@ class _Rows:
         file, reading = self._files[number], self._reading
         if reading[:2] != (number, group) or reading.following > batch:
             opened = _opened(file.path)
-            batches = opened.iter_batches(_ROWS, [group], [file.columns.image], use_threads=False)
+            batches = opened.iter_batches(file.at_a_time, [group], [file.columns.image], use_threads=False)
             reading = _Reading(number, group, 0, batches)
         self._reading = _Reading(-1, -1, 0, iter(()))  # what fails is begun anew
         try:
@@ -140,9 +146,14 @@ class _Rows:
         except (StopIteration, OSError, ValueError) as error:  # Arrow's own errors of damaged files are ValueErrors
             raise OSError(f"row group {group} of {file.path} is damaged ({error})") from error
         self._reading = reading._replace(following=reading.following + 1)
-        self._kept[number, group, reading.following] = _bytes_of(values)
-        while len(self._kept) > _BATCHES:
-            self._kept.popitem(last=False)
+        self._kept[number, group, reading.following] = read = _bytes_of(values)
+        self._kept_bytes += _size(read)
+        while len(self._kept) > 1 and (len(self._kept) > _BATCHES or self._kept_bytes > _BYTES):
+            self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
+
+
+def _size(images: Sequence[bytes | None]) -> int:
+    return sum(len(image) for image in images if image is not None)
 
 
 def _bytes_of(values: "pyarrow.Array") -> list[bytes | None]:

@@ -18,7 +18,7 @@ from pipeline import DataError, UsageError, train_prior, train_vqvae
 from pipeline.config.data import DataConfig
 from pipeline.data.image_set import ImageSet
 from pipeline.data.loading import load_images
-from pipeline.data.sources.parquet import _BATCHES, _ROWS, _described, _Rows
+from pipeline.data.sources.parquet import _BATCHES, _BYTES, _ROWS, _described, _Rows
 from pipeline.storage import sha256
 from pipeline.training.stage1 import default_folder
 from tests.tiny import TINY_PRIOR, TINY_VQVAE
@@ -122,6 +122,18 @@ def test_any_row_is_read_in_any_order_and_few_are_kept(tmp_path: Path) -> None:
     for index in order:
         assert rows.image(0, index) == contents[index]
         assert len(rows._kept) <= _BATCHES and all(len(batch) <= _ROWS for batch in rows._kept.values())
+
+
+def test_large_images_take_little_memory(tmp_path: Path) -> None:
+    """Also those that are stored as one value many times, of which the file says that they are small."""
+    for name, contents in (("one", [bytes(2**22)] * 40), ("other", [bytes([i]) * 2**22 for i in range(40)])):
+        parquet.write_table(table(contents, None), tmp_path / f"{name}.parquet", row_group_size=20)
+        rows = _Rows([_described(tmp_path / f"{name}.parquet")])
+        for index in (0, 39, 20, 5, 19):
+            assert rows.image(0, index) == contents[index]
+            kept = [sum(len(image or b"") for image in batch) for batch in rows._kept.values()]
+            assert sum(kept) <= _BYTES or len(kept) == 1
+    assert len(next(iter(rows._kept.values()))) <= 8, "rows of 4 MiB: not 20 at a time"
 
 
 @pytest.mark.parametrize(
