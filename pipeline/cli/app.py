@@ -23,7 +23,7 @@ def app_command(
 ) -> None:
     """Try a run (by default the newest) in the browser: draw, complete, score and reconstruct images.
 
-    The page is served on this machine alone (127.0.0.1) until Ctrl-C, and asks nothing of any other.
+    The page is served on this machine alone (127.0.0.1) until Ctrl-C, and loads nothing from any other.
     """
     app(run, data=data, device=device, reporter=reporter_for_command(quiet), **options)
 

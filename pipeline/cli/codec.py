@@ -40,7 +40,7 @@ def compress_command(
     """Write images (a folder, a .zip, a file or a data set's name) into a small file of their codes.
 
     The prior of the run says how probable each code is, and the file needs as many bits as that. The codes come back
-    exactly, the images as `gen reconstruct` shows them. A command that was stopped goes on when it is given again.
+    exactly, the images as `gen reconstruct` shows them. Typed again, it goes on where it was stopped.
     """
     check_is_new(out)
     model = loaded(run, "samples", device, decoder="plain")  # a decoder has no part in it
@@ -79,7 +79,7 @@ def decompress_command(
     """Write the images of a file that `gen compress` wrote, as PNG files under their names.
 
     A file that is damaged is refused, with the block that is, and so is one that this machine would decode to other
-    codes than were written. A command that was stopped goes on when it is given again.
+    codes than were written. Typed again, it goes on where it was stopped.
     """
     reporter = reporter_for_command(quiet)
     done = decompress_files(file, out, run, device=device, decoder=decoder, reporter=reporter)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -55,7 +55,7 @@ def sampling_controls(served: Served) -> dict[str, Component]:
     return controls
 
 
-def chosen(served: Served, names: Mapping[str, Component], values: tuple[Any, ...]) -> tuple[Label, OptionDict]:
+def chosen(served: Served, names: Mapping[str, Component], values: tuple[object, ...]) -> tuple[Label, OptionDict]:
     """The class, and the other options by name, of what the page sends (which Gradio does not type)."""
     options: OptionDict = dict(zip(names, values, strict=True))
     label = options.pop("label")
@@ -90,13 +90,13 @@ def request(name: str, work: Callable[..., Iterator[Answer]], inputs: list[Compo
     stop.click(lambda: "Stopped.", None, answer.words, cancels=[event], queue=False)
 
 
-def image_choice(served: Served, seen: Component, show: Callable[[UInt8[np.ndarray, "c h w"]], Any]) -> gr.State:
+def image_choice(served: Served, seen: Component, show: Callable[[UInt8[np.ndarray, "c h w"]], object]) -> gr.State:
     """A state with the image that is uploaded, or picked among those of the run; `seen` becomes what `show` makes of
     it."""
     image, said = gr.State(None), gr.Markdown(elem_classes="words")
     upload = gr.UploadButton("Upload an image", file_types=_SUFFIXES, size="md")
 
-    def uploaded(path: str) -> tuple[Any, Any, str]:
+    def uploaded(path: str) -> tuple[object, object, str]:
         try:
             read = read_upload(Path(path), served.model.vqvae.config)
         except GenError as error:
@@ -123,7 +123,7 @@ def image_choice(served: Served, seen: Component, show: Callable[[UInt8[np.ndarr
         buttons=[],
     )
 
-    def picked(event: gr.SelectData) -> tuple[Any, Any, str]:
+    def picked(event: gr.SelectData) -> tuple[object, object, str]:
         return offered[event.index], show(offered[event.index]), ""
 
     gallery.select(picked, None, [image, seen, said])

@@ -14,7 +14,8 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.report.images import dimmed, opaque
 from pipeline.sampling.complete import complete
 from pipeline.sampling.labels import Label, in_words
-from pipeline.serving.pictures import over_pixels, sheet, unfinished
+from pipeline.sampling.motion.film import over_pixels, unfinished
+from pipeline.serving.pictures import sheet
 from pipeline.serving.served import Answer, Served, Show, given_image
 from stage1_vqvae import Codes, VQVAEConfig
 from stage2_prior import SamplingOptions
@@ -31,7 +32,7 @@ def draw(served: Served, label: Label, options: Options) -> Iterator[Answer]:
         done: list[UInt8[np.ndarray, "n h w 4"]] = []
 
         def watch(levels: Codes) -> None:
-            images = np.concatenate([*done, unfinished(served.model, levels)])
+            images = np.concatenate([*done, dimmed(*unfinished(served.model, levels))])
             show(Answer(sheet(images, columns), _progress(levels, served, f"images {len(images)} of {config.n}")))
 
         sampler = served.model.sampler(seed=config.seed, label=label, options=sampling, watch=watch)
@@ -82,7 +83,7 @@ def complete_image(
 
         def watch(levels: Codes) -> None:
             shown = tuple(level[:: config.candidates][: config.n] for level in levels)
-            images = unfinished(served.model, shown)
+            images = dimmed(*unfinished(served.model, shown))
             images[:, kept] = first[0][:, kept]
             what = f"{config.n} completions of {config.candidates} candidates"
             show(Answer(sheet(np.concatenate([*first, images]), columns), _progress(levels, served, what)))

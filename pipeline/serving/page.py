@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import files
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -82,7 +81,7 @@ def _draw_tab(served: Served) -> None:
             **sampling_controls(served),
         }
 
-        def work(*values: Any) -> Iterator[Answer]:
+        def work(*values: object) -> Iterator[Answer]:
             yield from draw(served, *chosen(served, controls, values))
 
         request("Draw", work, list(controls.values()), answer)
@@ -103,7 +102,7 @@ def _complete_tab(served: Served) -> None:
         with gr.Accordion("Options", open=False):
             controls = {**_completion_controls(), **sampling_controls(served)}
 
-    def work(original: UInt8[np.ndarray, "c h w"] | None, painted: str, *values: Any) -> Iterator[Answer]:
+    def work(original: UInt8[np.ndarray, "c h w"] | None, painted: str, *values: object) -> Iterator[Answer]:
         yield from complete_image(served, original, painted, *chosen(served, controls, values))
 
     with left:

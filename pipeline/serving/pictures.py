@@ -1,19 +1,14 @@
-"""What the page shows: images in rows, maps of which a part is drawn, and where an image surprises."""
+"""What the page shows: images in rows, and where an image surprises."""
 
 import base64
 import io
 
 import numpy as np
-import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, UInt8
+from einops import rearrange
+from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from pipeline.data import pixels
-from pipeline.evaluation.report.images import dimmed
-from pipeline.sampling.model import Model
-from stage1_vqvae import Codes
 
 _SHOWN = 720  # pixels that a picture is about wide, where that enlarges images by a whole number
 _LARGEST = 320  # pixels of an image in it at most, unless it has more itself
@@ -32,32 +27,6 @@ def sheet(images: UInt8[np.ndarray, "n h w 4"], columns: int) -> Image.Image:
     canvas = rearrange(padded, "(rows columns) h w rgba -> (rows h) (columns w) rgba", columns=columns)[:-gap, :-gap]
     factor = max(1, min(_SHOWN // canvas.shape[1], _LARGEST // max(height, width)))
     return Image.fromarray(canvas.repeat(factor, axis=0).repeat(factor, axis=1))
-
-
-def unfinished(model: Model, levels: Codes) -> UInt8[np.ndarray, "n h w 4"]:
-    """Images of maps of which a part is drawn (-1: not yet), all that is not drawn of the last level faint.
-
-    A code that is not drawn is decoded as the last drawn one above it, so that what is drawn has its colours; finer
-    levels are at their mean.
-    """
-    *coarser, last = levels
-    drawn = last >= 0
-    images = model.decode((*coarser, _continued(last))).numpy()
-    return dimmed(images, over_pixels(drawn.numpy(), images.shape[2:]))
-
-
-def _continued(codes: Tensor) -> Tensor:
-    """The codes, with that above in place of -1; in the first row code 0."""
-    rows = [codes[:, 0].clamp(min=0)]
-    for row in codes.unbind(1)[1:]:
-        rows.append(torch.where(row < 0, rows[-1], row))
-    return torch.stack(rows, 1)
-
-
-def over_pixels(codes: Bool[np.ndarray, "n rows columns"], size: tuple[int, ...]) -> Bool[np.ndarray, "n h w"]:
-    """What holds of a code, of the pixels of its patch."""
-    rows, columns = size[0] // codes.shape[1], size[1] // codes.shape[2]
-    return repeat(codes, "n h w -> n (h rows) (w columns)", rows=rows, columns=columns)
 
 
 def heat(bits: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "1 h w 4"]:

@@ -100,9 +100,8 @@ def _names(log: str, run: RunFolder, stage: Path) -> tuple[str, dict[str, str]]:
 
 
 def _own_options(log: str, run: RunFolder, stage: Path, step: int) -> OptionDict:
-    """What a tracker needs to be told so that it writes into the run folder and a resumed training goes on in its
-    run."""
-    if log == "tensorboard":  # what it was told of steps that are done again does not count any more
+    """What lets a tracker write into the run folder, and a resumed training go on in its run."""
+    if log == "tensorboard":  # which forgets what it has of the steps that are done again
         return {"purge_step": step + 1} if step else {}
     before = _before(log, stage) if step else None
     if log == "wandb":

@@ -1,8 +1,14 @@
-"""One trained run of both stages, which many tests read."""
+"""One trained run of both stages, which many tests read; and a browser, for those that open pages."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +23,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_vqvae(out=run, images=images, targets=targets, **TINY_VQVAE)
     train_prior(run, images=images, targets=targets, **TINY_PRIOR)
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Debian's chromium, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    assert path is not None, "these tests need Debian's chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

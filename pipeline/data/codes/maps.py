@@ -45,7 +45,7 @@ class CodeMaps:
         chosen = [level[rows] for level in self.levels[:levels]]
         for number, view in enumerate(self.views if encodings is not None else (), 1):
             seen = torch.from_numpy(encodings == number)
-            for codes, level in zip(chosen, view, strict=False):  # of finer levels nothing is wanted
+            for codes, level in zip(chosen, view[:levels], strict=True):
                 codes[seen] = level[rows[seen]]
         return CodeMaps(tuple(chosen), None if self.labels is None else self.labels[rows])
 

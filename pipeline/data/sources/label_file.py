@@ -49,6 +49,8 @@ def _rows(path: Path) -> list[tuple[str, str]]:
             if path.suffix.lower() == ".csv"
             else _of_json(path, json.loads(text, object_pairs_hook=tuple))
         )  # a name twice stays twice
+    except FileNotFoundError as error:
+        raise DataError(f"--label-file {path}: no such file") from error
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         if isinstance(error, DataError):
             raise

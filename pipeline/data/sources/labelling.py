@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -55,17 +54,12 @@ def label_by_folder(names: Sequence[str]) -> Labelling | None:
     True
     """
     folders = [PurePosixPath(name).parts[:-1] for name in names]
-    common = _common_length(folders)
+    shortest = min(map(len, folders), default=0)
+    differ = (depth for depth in range(shortest) if len({folder[depth] for folder in folders}) > 1)
+    common = next(differ, shortest)
     if any(len(folder) == common for folder in folders):
         return None
     return numbered([folder[common] for folder in folders])
-
-
-def _common_length(folders: list[tuple[str, ...]]) -> int:
-    """How many leading parts all paths share."""
-    # Paths differ in depth: beyond the shortest one nothing is shared by all, so zip may end there.
-    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
-    return sum(1 for _ in alike)
 
 
 BY_FOLDER = Classes("folders", label_by_folder)

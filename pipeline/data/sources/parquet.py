@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -102,7 +102,7 @@ class _Reading(NamedTuple):
     number: int
     group: int
     following: int
-    batches: Iterator[Any]
+    batches: "Iterator[pyarrow.RecordBatch]"
 
 
 class _Rows:
@@ -189,7 +189,7 @@ def _one_of(names: Sequence[str], preferred: str) -> str | None:
     return preferred if preferred in names else names[0] if len(names) == 1 else None
 
 
-def _features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
+def _features(schema: "pyarrow.Schema") -> dict[str, dict[str, object]]:
     """What the Hugging Face hub notes of the columns: JSON of theirs, of which nothing is sure."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -207,7 +207,7 @@ def _holds_images(kind: "pyarrow.DataType") -> bool:
 
 
 def _labelling(files: Sequence[_File], columns: _Columns) -> Labelling:
-    values: list[Any] = []  # whatever the column holds
+    values: list[object] = []
     for file in files:
         with _opened(file.path) as opened:
             values += opened.read([columns.label]).column(0).to_pylist()
@@ -220,7 +220,9 @@ def _labelling(files: Sequence[_File], columns: _Columns) -> Labelling:
             f"{unfit[0]!r:.60} in place of {meant}; "
             "mend them, or train with --no-labels"
         )
-    return Labelling(tuple(values), class_names) if class_names else numbered(list(map(str, values)))
+    if not class_names:
+        return numbered(list(map(str, values)))
+    return Labelling(tuple(value for value in values if isinstance(value, int)), class_names)
 
 
 def _is_class(value: object, class_names: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _SIZE = (3.7, 2.35)  # inches: about the width of a phone, so that text is not made smaller there
 # Colours that nothing else has, each replaced by a variable of the page.
 _INK, _FAINT = "#010203", "#010204"
+_DASHES = ((0, (1, 1.5)), (0, (5, 2)))  # of marks
 _SERIES = ("#010205", "#010206", "#010207", "#010208")
 _VARIABLES = {_INK: "--ink", _FAINT: "--line"} | {
     colour: f"--series-{number}" for number, colour in enumerate(_SERIES, 1)
@@ -100,8 +101,8 @@ def _draw(axes: "Axes", series: Sequence[Series], levels: Sequence[Level], marks
         axes.plot(*one.curve, label=one.name, color=_SERIES[number], lw=1.4, marker=marker, ms=3)
     for number, level in enumerate(levels, len(series)):
         axes.axhline(level.value, label=level.name, color=_SERIES[number % len(_SERIES)], lw=1.2, ls=(0, (4, 2)))
-    for (name, step), dashes in zip(marks, ((0, (1, 1.5)), (0, (5, 2))), strict=False):
-        axes.axvline(step, label=name, color=_INK, lw=1, ls=dashes)
+    for number, (name, step) in enumerate(marks):
+        axes.axvline(step, label=name, color=_INK, lw=1, ls=_DASHES[number % len(_DASHES)])
     axes.grid(axis="y", color=_FAINT, lw=0.6)
     axes.tick_params(length=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -1,6 +1,7 @@
 """The trainings of a run as curves, each with what it means."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pipeline.evaluation.report.blocks import Block, Chart, Charts, Missing, Section
 from pipeline.evaluation.report.charts import Level, Series, line_chart
@@ -128,8 +129,8 @@ def _throughput(stage: StageRecord) -> Chart | None:
         return None
     rates, steps = series[0].curve.values, series[0].curve.steps
     batch = stage.training.batch_size
-    spans = zip((0, *steps), steps, rates, strict=False)
-    seconds = sum((end - start) * batch / rate for start, end, rate in spans if rate > 0)
+    spans = zip(pairwise((0, *steps)), rates, strict=True)
+    seconds = sum((end - start) * batch / rate for (start, end), rate in spans if rate > 0)
     svg = line_chart(series, alt=f"images per second of {stage.name} over its steps")
     sentence = (
         f"About {duration(seconds)} of steps, evaluations not counted, with {batch:,} images a step. Dips are other "

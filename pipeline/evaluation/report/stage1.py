@@ -94,7 +94,7 @@ def _atlas_of(model: Model, level: int, fractions: Float[np.ndarray, "k"] | None
     of_level = f" of level {level}" if model.vqvae.config.model.levels > 1 else ""
     if fractions is not None:
         names = [f"{fractions[code]:.1%}" for code in order[:_MOST_USED]]
-        alts = [f"code {code}, {name} of all" for code, name in zip(order, names, strict=False)]
+        alts = [f"code {code}, {name} of all" for code, name in zip(order[: len(names)], names, strict=True)]
         pictures = tiles(decoded[: len(names)], alts)
         yield Figure(
             f"The {len(names)} most frequent codes{of_level}, with their fraction",

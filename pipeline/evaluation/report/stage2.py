@@ -124,7 +124,7 @@ def _frames(drawing: Drawing) -> Iterator[Block]:
     panels = []
     for index in range(_DRAWN):
         codes = tuple(level[index : index + 1] for level in drawing.samples.codes)
-        seen = [dimmed(moment.images, moment.drawn[None]) for moment in moments(drawing.model, codes, _FRAMES)]
+        seen = [dimmed(*moment) for moment in moments(drawing.model, codes, _FRAMES)]
         panels.append(Panel(f"sample {index}", strip(np.concatenate(seen), f"sample {index} being drawn")))
     yield Figure(
         "A dozen moments of a drawing",

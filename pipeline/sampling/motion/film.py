@@ -25,17 +25,39 @@ _FAINT = 0.16  # of the contrast with white, where nothing is drawn yet
 
 
 class Moment(NamedTuple):
-    """Images (n, c, h, w) while they are drawn, and which of their pixels are drawn at the finest level begun."""
+    """Images while they are drawn, and which of their pixels belong to codes that are drawn at the last level begun."""
 
     images: UInt8[np.ndarray, "n c h w"]
-    drawn: Bool[np.ndarray, "h w"]
+    drawn: Bool[np.ndarray, "n h w"]
+
+
+def unfinished(model: Model, levels: Codes) -> Moment:
+    """Images of maps of which a part of the last level is drawn (-1: not yet).
+
+    A code that is not drawn is decoded as the last drawn one above it, so that what is drawn has its colours; finer
+    levels are at their mean.
+    """
+    *coarser, last = levels
+    images = model.decode((*coarser, _continued(last))).numpy()
+    return Moment(images, over_pixels((last >= 0).numpy(), images.shape[2:]))
+
+
+def _continued(codes: Tensor) -> Tensor:
+    """The codes, with that above in place of -1; in the first row code 0."""
+    rows = [codes[:, 0].clamp(min=0)]
+    for row in codes.unbind(1)[1:]:
+        rows.append(torch.where(row < 0, rows[-1], row))
+    return torch.stack(rows, 1)
+
+
+def over_pixels(codes: Bool[np.ndarray, "n rows columns"], size: tuple[int, ...]) -> Bool[np.ndarray, "n h w"]:
+    """What holds of a code, of the pixels of its patch."""
+    rows, columns = size[0] // codes.shape[1], size[1] // codes.shape[2]
+    return repeat(codes, "n h w -> n (h rows) (w columns)", rows=rows, columns=columns)
 
 
 def moments(model: Model, codes: Codes, count: int) -> Iterator[Moment]:
-    """Images of these codes after so many moments of being drawn, evenly over all positions of all levels.
-
-    Codes that are not drawn yet have the image's most frequent one; levels that are not begun are at their mean.
-    """
+    """Images of these codes after so many moments of being drawn, evenly over all positions of all levels."""
     total = sum(level[0].numel() for level in codes)
     for moment in range(1, count + 1):
         left = round(total * moment / count)
@@ -44,10 +66,9 @@ def moments(model: Model, codes: Codes, count: int) -> Iterator[Moment]:
             if left <= 0 and levels:
                 break
             drawn = torch.arange(level[0].numel()).reshape(level.shape[1:]) < left
-            levels.append(torch.where(drawn, level, level.flatten(1).mode().values[:, None, None]))
+            levels.append(level.where(drawn, -1))
             left -= level[0].numel()
-        images = model.decode(tuple(levels)).numpy()
-        yield Moment(images, _over_pixels(drawn.numpy(), images.shape[2:]))
+        yield unfinished(model, tuple(levels))
 
 
 def film(model: Model, codes: Codes, path: str | Path) -> Path:
@@ -68,18 +89,13 @@ def film(model: Model, codes: Codes, path: str | Path) -> Path:
 
 
 def check_film(model: Model, path: Path) -> None:
-    """Raise UsageError unless a film of this model's drawing can have this name."""
-    check_film_name(path)
+    """Raise UsageError unless this model's drawing can be filmed into a file of this name."""
+    if path.suffix.lower() not in FILM_SUFFIXES:
+        raise UsageError(f"{path} is no film's name; end it in {', '.join(FILM_SUFFIXES)}")
     if not model.vqvae.config.model.is_discrete:
         raise UsageError(
             f"the codes of {model.run.folder.path} are numbers, which are drawn all at once: there is nothing to film"
         )
-
-
-def check_film_name(path: Path) -> None:
-    """Raise UsageError unless a file of this name can hold a film."""
-    if path.suffix.lower() not in FILM_SUFFIXES:
-        raise UsageError(f"{path} is no film's name; end it in {', '.join(FILM_SUFFIXES)}")
 
 
 def write_film(path: Path, pictures: list[Image.Image]) -> None:
@@ -102,10 +118,4 @@ def write_film(path: Path, pictures: list[Image.Image]) -> None:
 
 def _faded(moment: Moment) -> UInt8[np.ndarray, "n c h w"]:
     faint = 255 - _FAINT * (255 - moment.images.astype(np.float64))
-    return np.where(moment.drawn, moment.images, faint.round()).astype(np.uint8)
-
-
-def _over_pixels(codes: Bool[np.ndarray, "rows columns"], size: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
-    """What holds of a code, of the pixels of its patch."""
-    rows, columns = size[0] // codes.shape[0], size[1] // codes.shape[1]
-    return repeat(codes, "h w -> (h rows) (w columns)", rows=rows, columns=columns)
+    return np.where(moment.drawn[:, None], moment.images, faint.round()).astype(np.uint8)

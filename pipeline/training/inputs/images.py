@@ -63,9 +63,9 @@ def check_unchanged(run: RunFolder, saved: VQVAERun, image_set: ImageSet) -> Non
     """Raise DataError unless the images are those that a run was trained on."""
     if saved.fingerprint == image_set.fingerprint:
         if saved.class_names != image_set.class_names:
-            renamed = [f"{a} is {b}" for a, b in zip(saved.class_names, image_set.class_names, strict=False) if a != b]
+            then, now = (", ".join(names) for names in (saved.class_names, image_set.class_names))
             raise DataError(
-                f"the classes of {run.path} had other names when it was trained: now {', '.join(renamed[:3])}; bring "
+                f"the classes of {run.path} had other names when it was trained: {then:.200} and not {now:.200}; bring "
                 "the old names back, or start a new run with --out"
             )
         return

@@ -183,5 +183,5 @@ def test_a_run_is_not_gone_on_with_under_other_names(tmp_path: Path, photos: Pat
     options = {**TINY_VQVAE, "batch_size": 2}
     train_vqvae(out=tmp_path / "run", data=str(photos), label_file=file, validation=0.25, **options)
     csv_of(tmp_path / "labels.csv", dict(zip(NAMES, ("cow", "horse", "cow", "horse"), strict=True)))
-    with pytest.raises(DataError, match="had other names when it was trained: now cat is cow, dog is horse"):
+    with pytest.raises(DataError, match="had other names when it was trained: cat, dog and not cow, horse"):
         train_prior(tmp_path / "run", steps=2, force=True)

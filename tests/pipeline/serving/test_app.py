@@ -12,14 +12,15 @@ from PIL import Image
 
 from pipeline import CheckpointError, DataError, UsageError, app, complete, generate, load, score, train_vqvae
 from pipeline.evaluation.parts import Source
-from pipeline.evaluation.report.images import opaque
+from pipeline.evaluation.report.images import dimmed, opaque
 from pipeline.evaluation.report.shown import shown_of
 from pipeline.processes import start
 from pipeline.reporting import Silent
 from pipeline.sampling.complete import extended
+from pipeline.sampling.motion.film import unfinished
 from pipeline.serving.drawing import complete_image, draw, kept_pixels
 from pipeline.serving.examining import reconstruct, score_image
-from pipeline.serving.pictures import heat, sheet, unfinished
+from pipeline.serving.pictures import heat, sheet
 from pipeline.serving.served import Answer, Served
 from pipeline.serving.uploads import read_upload
 from pipeline.training.launch import Launch
@@ -65,7 +66,7 @@ def test_what_is_not_drawn_yet_is_faint_and_has_the_colours_above_it(served: Ser
     codes = served.model.encode(IMAGES[:2])[0].long()
     half = codes.clone()
     half[:, 1:] = -1
-    seen = unfinished(served.model, (half,))
+    seen = dimmed(*unfinished(served.model, (half,)))
     size = IMAGES.shape[2] // codes.shape[1]
     assert (seen[:, :size, :, 3] == 255).all() and (seen[:, size:, :, 3] < 255).all()
     continued = served.model.decode((codes[:, :1].expand_as(codes).contiguous(),)).numpy()

@@ -1,7 +1,6 @@
 """The page driven by clicks and keys: `pytest -m browser`, with Debian's chromium (plain `pytest` leaves it out)."""
 
 import io
-import shutil
 import signal
 import socket
 import subprocess
@@ -67,18 +66,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(f"http://127.0.0.1:{port}", run, folder)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0, process.stderr.read()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium")
-    assert path is not None, "these tests need Debian's chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

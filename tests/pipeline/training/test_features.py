@@ -44,7 +44,7 @@ def of_torchvision(vgg_file: Path, images: Tensor) -> list[Tensor]:
     with torch.device("meta"):
         network = vgg16()
     features: nn.Sequential = network.features
-    state = torch.load(vgg_file, weights_only=True)
+    state = torch.load(vgg_file, weights_only=True)  # the format in which torchvision publishes weights
     own = {name.removeprefix("features."): tensor for name, tensor in state.items() if name.startswith("features.")}
     features.load_state_dict(own, assign=True)
     seen: list[Tensor] = []

@@ -56,6 +56,7 @@ def below(sign: str, bound: float) -> Condition:
 _MORE_DETAIL = (
     "`gen sharpen RUN`; from the start `--objective sharp`, a smaller `--downsampling` or more `--num-codes`."
 )
+_LONGER = "More `--max-minutes` or `--steps` for `gen train-vqvae`, then a new prior."
 _MORE_IMAGES = "More images; `--flip` in stage 1, `--dropout 0.5` and `--encodings 4 --shift 2` in stage 2."
 
 RULES = (
@@ -216,7 +217,7 @@ RULES = (
         (above("nmse", 0.5), above("stage1_steps", 0)),
         7,
         "Not enough: after its {stage1_steps:,} steps stage 1 has hardly begun to reconstruct.",
-        "More `--max-minutes` or `--steps` for `gen train-vqvae`, then a new prior.",
+        _LONGER,
         limits="the time that stage 1 was trained",
     ),
     Rule(
@@ -225,7 +226,7 @@ RULES = (
         (above("stage1_second_half", 0.25),),
         7,
         "Too short: the second half of stage 1 took away {stage1_second_half:.0%} of its error.",
-        "More `--max-minutes` or `--steps` for `gen train-vqvae`, then a new prior.",
+        _LONGER,
         limits="the time that stage 1 was trained",
     ),
     Rule(
