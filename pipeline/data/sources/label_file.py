@@ -70,7 +70,7 @@ def _of_csv(path: Path, text: str) -> list[tuple[str, str]]:
             f"{path} has no column {' and no column '.join(missing)}; its header is "
             f"{', '.join(header) or 'empty'}, and should be {NAME},{LABEL}"
         )
-    return [(row[NAME] or "", row[LABEL] or "") for row in reader]
+    return [(row[NAME] or "", (row[LABEL] or "").strip()) for row in reader]
 
 
 def _of_json(path: Path, content: object) -> list[tuple[str, str]]:

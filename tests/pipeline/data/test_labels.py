@@ -185,3 +185,10 @@ def test_a_run_is_not_gone_on_with_under_other_names(tmp_path: Path, photos: Pat
     csv_of(tmp_path / "labels.csv", dict(zip(NAMES, ("cow", "horse", "cow", "horse"), strict=True)))
     with pytest.raises(DataError, match="had other names when it was trained: cat, dog and not cow, horse"):
         train_prior(tmp_path / "run", steps=2, force=True)
+
+
+def test_a_space_after_a_comma_makes_no_other_class(tmp_path: Path, photos: Path) -> None:
+    rows = dict(zip(NAMES, (" old", "new", "new ", "old"), strict=True))
+    assert labels(read(photos, csv_of(tmp_path / "labels.csv", rows))) == CLASSES
+    with pytest.raises(DataError, match=r"missing\.csv: no such file"):
+        read(photos, str(tmp_path / "missing.csv"))
