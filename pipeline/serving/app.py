@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _TEMPORARY = "GRADIO_TEMP_DIR"
 _FONTS = (["system-ui", "sans-serif"], ["ui-monospace", "monospace"])  # which every machine has
+# Where the theme falls short of a contrast of 4.5 to 1 (WCAG 2.2, 1.4.3): white on orange, pale grey on white
+_READABLE = {
+    "body_text_color_subdued": "*neutral_600",
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_dark": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_hover_dark": "*primary_800",
+    "color_accent": "*primary_700",
+}
 _WAIT = 0.2  # seconds
 
 
@@ -107,7 +116,7 @@ def _launched(served: Served, config: AppConfig) -> "Iterator[gradio.Blocks]":
                 ssr_mode=False,
                 footer_links=[],
                 max_file_size=MOST_MEGABYTES * 2**20,
-                theme=gradio.themes.Default(font=_FONTS[0], font_mono=_FONTS[1]),
+                theme=gradio.themes.Default(font=_FONTS[0], font_mono=_FONTS[1]).set(**_READABLE),
                 css=STYLE,
             )
             yield page

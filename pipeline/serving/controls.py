@@ -22,6 +22,7 @@ from stage2_prior import SamplingOptions
 _OFFERED, _OFFERED_COLUMNS = 16, 8  # images of the run
 _LARGEST_GUIDANCE, _HOTTEST, _LEAST_TOP_P = 6.0, 2.0, 0.05  # that the sliders reach
 _ANY_CLASS = ""
+_SEEN_AT_ONCE = 20  # classes in the list without scrolling far
 _SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"]
 
 
@@ -35,7 +36,7 @@ def sampling_controls(served: Served) -> dict[str, Component]:
     classes = [("as in the data", _ANY_CLASS), ("all, in turn", BALANCED)]
     classes += [(name, number) for number, name in enumerate(names)]
     controls: dict[str, Component] = {
-        "label": gr.Dropdown(classes, value=_ANY_CLASS, label="Class", visible=bool(names)),
+        "label": gr.Dropdown(classes, value=_ANY_CLASS, label="Class", info=_finding(len(names)), visible=bool(names)),
         "guidance": gr.Slider(
             0,
             max(_LARGEST_GUIDANCE, defaults.guidance),
@@ -53,6 +54,13 @@ def sampling_controls(served: Served) -> dict[str, Component]:
     controls["top_k"] = gr.Slider(1, codes, codes, step=1, label="Top-k", info="Only the k most probable codes.")
     controls["top_p"] = gr.Slider(_LEAST_TOP_P, 1, 1, step=0.05, label="Top-p", info="The fewest codes that sum to p.")
     return controls
+
+
+def _finding(classes: int) -> str | None:
+    """How one of many classes is found: the list shows the first hundred of those whose name contains what is typed."""
+    if classes <= _SEEN_AT_ONCE:
+        return None
+    return f"One of {classes:,}: clear the field and type a part of its name."
 
 
 def chosen(served: Served, names: Mapping[str, Component], values: tuple[object, ...]) -> tuple[Label, OptionDict]:

@@ -44,7 +44,7 @@ def page_of(served: Served) -> gr.Blocks:
         gr.Markdown(f"# {run.folder.path.name}\n{_description(served)}")
         if served.why_no_drawing:
             gr.Markdown(served.why_no_drawing)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             if not served.why_no_drawing:
                 _draw_tab(served)
                 _complete_tab(served)
