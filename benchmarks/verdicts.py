@@ -71,7 +71,7 @@ def guided(scale: float) -> Callable[[Path, str], None]:
 
     def make(run: Path, data: str) -> None:
         if not run.exists():
-            train_vqvae(out=run, data=data, validation=0.1, test=0.1, flip=True, steps=2500)
+            train_vqvae(out=run, data=data, validation=0.1, test=0.1, steps=2500)
             train_prior(run, steps=3000)
         evaluate(run, guidance=(scale,))
 
