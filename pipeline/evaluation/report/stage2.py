@@ -1,7 +1,7 @@
 """What a model draws, how it draws, what it finds unusual, and what it may have copied: pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipeline.evaluation.report.images import dimmed, opaque, strip
 from pipeline.evaluation.report.shown import Shown
 from pipeline.evaluation.score import score, surprise_shown
 from pipeline.reporting import Silent
-from pipeline.runs.evaluation import Evaluation
+from pipeline.runs.evaluation import Evaluation, Setting
 from pipeline.sampling.complete import complete
 from pipeline.sampling.model import Model
 from pipeline.sampling.motion.film import moments
@@ -44,10 +44,20 @@ class Drawing:
         """The model that draws."""
         return self.shown.model
 
+    @property
+    def measured(self) -> Setting | None:
+        """How those samples were drawn that were measured."""
+        return self.evaluation.samples.setting if self.evaluation and self.evaluation.samples else None
+
+    @cached_property
+    def options(self) -> SamplingOptions:
+        """As the samples that were measured; else as the run draws by default."""
+        return self.model.resolve(SamplingOptions(**asdict(self.measured)) if self.measured else SamplingOptions())
+
     @cached_property
     def samples(self) -> Samples:
-        """As the run draws by default."""
-        return self.model.sample(_SAMPLES)
+        """By `options`."""
+        return self.model.sample(_SAMPLES, options=self.options)
 
 
 def stage2_sections(shown: Shown, evaluation: Evaluation | None) -> list[Section]:
@@ -82,35 +92,41 @@ def _samples(drawing: Drawing) -> Iterator[Block]:
             "whole: good texture without a shape is a prior that sees too little of the map.",
         )
         return
-    scales, default = _scales(drawing)
+    default = drawing.options.guidance
+    assert isinstance(default, float)
+    scales = _scales(drawing, default)
+    own = "that of the samples that were measured" if drawing.measured else "this run's own"
     classes = evenly_spread(len(names), _CLASSES).tolist()
     config = model.vqvae.config.model
     of_each = max(2, min(_OF_EACH, _PIXELS // (len(classes) * config.height * config.width)))
-    choices = [Choice(f"{scale:g}", _by_class(model, scale, classes, of_each)) for scale in scales]
+    choices = [Choice(f"{scale:g}", _by_class(drawing, scale, classes, of_each)) for scale in scales]
     some = f" {len(classes)} of {len(names):,} classes are shown." if len(classes) < len(names) else ""
     yield Slider(
         "Samples by class",
         "guidance",
         choices,
         scales.index(default),
-        f"Drawn with seed 0, none chosen; guidance {default:g} is this run's own.{some} With more guidance, classes "
+        f"Drawn with seed 0, none chosen; guidance {default:g} is {own}.{some} With more guidance, classes "
         "become clearer and the images of a row more alike: it is too strong where a row repeats itself, or colours "
         "and strokes are exaggerated.",
     )
 
 
-def _scales(drawing: Drawing) -> tuple[list[float], float]:
-    """The scales of guidance that were compared, with the run's own among them; some of them, where there are many."""
-    default = drawing.model.resolve(SamplingOptions()).guidance
-    assert isinstance(default, float)
+def _scales(drawing: Drawing, default: float) -> list[float]:
+    """The scales of guidance that were compared by the same schedule, and the run's own; some of them, where there are
+    many."""
+    own = drawing.model.resolve(SamplingOptions()).guidance
+    assert isinstance(own, float)
     settings = [one.setting for one in drawing.evaluation.settings] if drawing.evaluation else []
-    others = sorted({one.guidance for one in settings if one.guidance_schedule == "constant"} - {default})
-    return sorted([default, *(others[index] for index in evenly_spread(len(others), _SCALES - 1))]), default
+    schedule = drawing.options.guidance_schedule
+    others = sorted({own, *(one.guidance for one in settings if one.guidance_schedule == schedule)} - {default})
+    return sorted([default, *(others[index] for index in evenly_spread(len(others), _SCALES - 1))])
 
 
-def _by_class(model: Model, scale: float, classes: Sequence[int], of_each: int) -> list[Panel]:
-    labels = [number for number in classes for _ in range(of_each)]
-    drawn = model.sample(len(labels), label=labels, options=SamplingOptions(guidance=scale)).images.numpy()
+def _by_class(drawing: Drawing, scale: float, classes: Sequence[int], of_each: int) -> list[Panel]:
+    model, labels = drawing.model, [number for number in classes for _ in range(of_each)]
+    options = replace(drawing.options, guidance=scale)
+    drawn = model.sample(len(labels), label=labels, options=options).images.numpy()
     names = [model.vqvae.config.class_names[number] for number in classes]
     rows = drawn.reshape(len(classes), of_each, *drawn.shape[1:])
     return [

@@ -11,6 +11,26 @@ from pipeline.runs.evaluation import Evaluation, Figure
 from pipeline.runs.saved import PriorRun, VQVAERun, codes_in_words, images_in_words, network_in_words
 
 _MOST_CLASSES = 20
+_MEANINGS = {
+    "frechet_distance": ("between Gaussians fitted to the features of a set and of test images", "low"),
+    "kernel_distance": ("the same by a cubic kernel, also for few images; may be below 0", "low"),
+    "precision": ("the part that lies where real images lie", "high"),
+    "density": ("how densely it lies there", "high"),
+    "recall": ("how much of the real images it reaches", "high"),
+    "coverage": ("how many real images have one of it near", "high"),
+    "class_shown": ("the part in which the judge sees the class that it should show", "high"),
+    "classification_accuracy_score": ("how often a classifier trained on this set is right on test images", "high"),
+    "nearest_distance": ("to the nearest training image: root mean squared difference of pixels", "like real images"),
+    "near_copies": ("as near to a training image as the nearest 1 % of reconstructions", "about 1 %"),
+    "repeated_codes": ("code maps that equal one trained on", "like reconstructions"),
+    "nmse": ("squared error of reconstructions over the variance of the pixels", "0"),
+    "psnr": ("the error of reconstructions, in dB", "high"),
+    "ssim": ("likeness of structure to the originals", "1"),
+    "high_frequency_power": ("of reconstructions over that of images; blur takes it below 1", "1"),
+    "nats_per_code": ("what a code costs under the prior; not comparable between codebooks", "low"),
+    "bits_per_image": ("what an image costs under the prior", "low"),
+    "bits_per_dim": ("codes and pixels together; comparable between models", "low"),
+}
 _SETTLED = ("max_minutes", "micro_batches", "memory_gib")  # by the machine, or turned into steps
 
 
@@ -68,14 +88,14 @@ def _figures(evaluation: Evaluation) -> list[Table]:
             f"Sets of {evaluation.images:,} against test images",
             sets,
             "Real images are the floor: a perfect model would be about there, and samples cannot pass reconstructions "
-            f"by much. Distances and near copies should be low, the others high; docs/evaluate.md "
-            f"explains each.{setting}{notes}",
+            f"by much.{setting}{notes}",
         ),
         figure_table(
             f"On {evaluation.test_images:,} test images",
             {"value": {**evaluation.stage1, **evaluation.stage2}},
             f"Judge {judge_in_words(evaluation.judge)}.",
         ),
+        _meanings({**(chosen.figures if chosen else {}), **evaluation.stage1, **evaluation.stage2}),
     ]
     if evaluation.settings:
         compared = {str(one.setting): one.figures for one in evaluation.settings}
@@ -84,10 +104,27 @@ def _figures(evaluation: Evaluation) -> list[Table]:
     if len(evaluation.classes) in range(1, _MOST_CLASSES + 1):
         tables.append(
             figure_table(
-                "Nats per code by class", {"nats": evaluation.classes}, "Classes that cost most are learned least."
+                "Nats per code by class",
+                {"nats": evaluation.classes},
+                "What the codes of test images of a class cost. Cluttered pictures cost more however well they are "
+                "learned: compare a class with itself in another run.",
             )
         )
     return tables
+
+
+def _meanings(shown: Mapping[str, Figure]) -> Table:
+    """What the figures are."""
+    rows = [(name.replace("_", " "), *_MEANINGS[name]) for name in shown if name in _MEANINGS]
+    return Table(
+        "What the figures are",
+        ("", "what it says", "better"),
+        rows,
+        "The judge is a small classifier that learned from the real training images alone; sets of images are "
+        "compared in its features, so that distances say which of two models of the same data is better, and are "
+        "not FID. "
+        "Real images are the validation images, in place of samples. What follows ± is one standard error.",
+    )
 
 
 def figure_table(title: str, columns: Mapping[str, Mapping[str, Figure]], sentence: str) -> Table:

@@ -54,9 +54,11 @@ def below(sign: str, bound: float) -> Condition:
 
 
 _MORE_DETAIL = (
-    "`gen sharpen RUN`; from the start `--objective sharp`, a smaller `--downsampling` or more `--num-codes`."
+    "`gen sharpen RUN` trains the decoder further, and the prior stays{sharp_from_start}. A smaller `--downsampling` "
+    "or more `--num-codes` need both stages anew."
 )
 _LONGER = "More `--max-minutes` or `--steps` for `gen train-vqvae`, then a new prior."
+_LONGER_PRIOR = "More `--steps` or `--max-minutes` for `gen train-prior`."
 _MORE_IMAGES = "More images; `--flip` in stage 1, `--dropout 0.5` and `--encodings 4 --shift 2` in stage 2."
 
 RULES = (
@@ -199,7 +201,7 @@ RULES = (
         (above("prior_second_half", 0.2),),
         4,
         "Still learning when it ended: {prior_second_half:.0%} of what it gained came in the second half of its steps.",
-        "More `--steps` or `--max-minutes` for the prior.",
+        _LONGER_PRIOR,
         limits="the prior, which was stopped while it was still learning",
     ),
     Rule(
@@ -230,6 +232,24 @@ RULES = (
         limits="the time that stage 1 was trained",
     ),
     Rule(
+        "few passes",
+        "Time and data",
+        (below("stage1_passes", 3), below("training_images", 1_000_000)),
+        6,
+        "Short: stage 1 has seen each of the {training_images:,} images {stage1_passes:.1f} times.",
+        _LONGER,
+        limits="the time that stage 1 was trained",
+    ),
+    Rule(
+        "few passes of the prior",
+        "Time and data",
+        (below("prior_passes", 3), below("training_images", 1_000_000)),
+        6,
+        "Short: the prior has seen each of the {training_images:,} maps {prior_passes:.1f} times.",
+        _LONGER_PRIOR,
+        limits="the time that the prior was trained",
+    ),
+    Rule(
         "few images",
         "Time and data",
         (above("nmse_over_training", 1.3), above("nmse", 0.01)),
@@ -253,7 +273,8 @@ RULES = (
         "Time and data",
         (above("stage1_second_half", -10),),
         0,
-        "Enough for stage 1: the second half of its steps took away {stage1_second_half:.0%} of the error.",
+        "Stage 1 has settled: the second half of its steps took away {stage1_second_half:.0%} of the error. That "
+        "its learning rate had fallen by then has a part in this.",
         emphasis="good",
     ),
     Rule("unknown time", "Time and data", (), 0, "Too few evaluations to say: `--evaluations 10`.", emphasis="unknown"),
@@ -262,7 +283,7 @@ RULES = (
         "Samples",
         (above("guidance", 1), below("recall_kept", 0.5)),
         6,
-        "Guidance {guidance:g} is too strong: samples have {recall_kept:.0%} of the variety of reconstructions.",
+        "Guidance {guidance:g} is too strong: the recall of samples is {recall_kept:.0%} of that of reconstructions.",
         "A smaller one: `gen evaluate RUN --guidance 1,1.5,2`, then `gen sample --guidance best`.",
         limits="guidance, which is too strong",
     ),
@@ -278,9 +299,9 @@ RULES = (
     Rule(
         "little variety",
         "Samples",
-        (below("recall_kept", 0.5),),
+        (below("recall_kept", 0.7),),
         4,
-        "Little variety: samples reach {recall_kept:.0%} of what reconstructions do.",
+        "Little variety: their recall is {recall_kept:.0%} of that of reconstructions.",
         "`--temperature 1` without `--top-k` and `--top-p`; more steps for the prior.",
         limits="the variety of its samples",
     ),
@@ -298,7 +319,7 @@ RULES = (
         "Samples",
         (above("recall_kept", 0),),
         0,
-        "Varied: with guidance {guidance:g} they reach {recall_kept:.0%} of what reconstructions do.",
+        "Varied: with guidance {guidance:g} their recall is {recall_kept:.0%} of that of reconstructions.",
         emphasis="good",
     ),
     Rule(
@@ -335,7 +356,7 @@ def verdict(signs: Signs, run: str) -> Verdict:
     rules = rules_that_hold(signs)
     known = {field.name: getattr(signs, field.name) for field in fields(signs)}
     lines = [
-        Line(rule.aspect, rule.emphasis, rule.finding.format(**known), rule.remedy.replace("RUN", run))
+        Line(rule.aspect, rule.emphasis, rule.finding.format(**known), rule.remedy.format(**known).replace("RUN", run))
         for rule in rules
     ]
     return Verdict(_sentence(signs, rules), lines)

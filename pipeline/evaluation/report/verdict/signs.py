@@ -23,6 +23,8 @@ class Signs:
     nmse_over_training: float | None = None  # validation error over that of the images trained on, at the end
     stage1_second_half: float | None = None  # part of the error that the second half of the training took away
     stage1_steps: int | None = None
+    stage1_passes: float | None = None  # how often each training image was seen
+    sharp_from_start: str = ""  # the remedy, where stage 1 was trained without
     perplexity: float | None = None
     perplexity_fraction: float | None = None  # of the number of codes
     usage: float | None = None
@@ -33,6 +35,7 @@ class Signs:
     gain: float | None = None  # part of the unigram entropy that the prior has explained
     rise: float | None = None  # validation nats of the last evaluation over those of the best, less 1
     best_step: int | None = None
+    prior_passes: float | None = None  # how often the codes of each training image were seen, at the level of fewest
     prior_second_half: float | None = None  # part of what the prior gained that came in the second half
     training_images: int | None = None
     evaluated: bool = False
@@ -59,7 +62,12 @@ def signs_of(record: RunRecord) -> Signs:
     found: dict[str, object] = {"unfinished": next((stage.name for stage in record.unfinished), None)}
     found["training_images"] = record.parts[0] if record.parts else None
     found["continuous"] = not record.settings.model.is_discrete
+    if record.settings.model.objective != "sharp":
+        found["sharp_from_start"] = "; from the start `--objective sharp`"
     found |= _of_stage1(record) | _of_priors(record.priors)
+    found["prior_passes"] = min(
+        (p for stage in record.priors if (p := _passes(record, stage)) is not None), default=None
+    )
     if record.evaluation is not None:
         found |= {"evaluated": True} | _of_evaluation(record.evaluation)
     return Signs(**found)  # type: ignore[arg-type]  # each name and type stands above
@@ -73,12 +81,20 @@ def _of_stage1(record: RunRecord) -> dict[str, object]:
     if evaluated.values and trained:
         recent = trained[-max(1, len(trained) // 10) :]
         found["nmse_over_training"] = evaluated.values[-1] / max(sum(recent) / len(recent), 1e-9)
+    found["stage1_passes"] = _passes(record, stage)
     found["stage1_second_half"] = second_half(evaluated, lambda half, end: 1 - end / half if half > 0 else None)
     if record.settings.model.is_discrete and metrics:
         found["usage"] = _least(metrics, "codebook_usage")
         found["perplexity"] = perplexity = _least(metrics, "perplexity")
         found["perplexity_fraction"] = None if perplexity is None else perplexity / codes
     return found
+
+
+def _passes(record: RunRecord, stage: StageRecord) -> float | None:
+    """How often each training image was seen."""
+    if not record.parts or not stage.steps_done:
+        return None
+    return stage.steps_done * stage.training.batch_size / record.parts[0]
 
 
 def _least(metrics: dict[str, float], name: str) -> float | None:

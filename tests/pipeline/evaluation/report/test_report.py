@@ -174,6 +174,7 @@ def test_many_classes_are_shown_in_part_and_guidance_that_was_compared_on_a_slid
     shown = Page(report(run, **given))
     check_page(shown)
     assert "12 of 20 classes are shown" in shown.text and "of other weights" in shown.text
+    assert "guidance 2 is that of the samples that were measured" in shown.text
     names = [own["data-name"] for own in shown.all("div") if "data-name" in own]
     assert {"1", "2"} <= set(names) == {f"{scale:g}" for scale in (1, 2, model.priors[0].config.guidance)}
     assert "0.5 ± 0.1" in shown.text or "50.0 ± 10 %" in shown.text

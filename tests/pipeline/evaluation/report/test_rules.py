@@ -2,20 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.data.splits import load_split
 from pipeline.evaluation.report.records import read_record
 from pipeline.evaluation.report.verdict.rules import RULES, Rule, rules_that_hold, verdict
 from pipeline.evaluation.report.verdict.signs import Signs, signs_of
-from pipeline.runs.layout import METRICS
+from pipeline.runs.layout import METRICS, SPLIT
+from tests.tiny import TINY_PRIOR, TINY_VQVAE
 
 ROOT = Path(__file__).parents[4]
 GOOD: dict[str, Any] = {
     "nmse": 0.05,
     "stage1_second_half": 0.1,
+    "stage1_passes": 20.0,
+    "prior_passes": 20.0,
     "usage": 1.0,
     "perplexity": 400.0,
     "perplexity_fraction": 0.8,
@@ -52,6 +57,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "prior still learning": {"prior_second_half": 0.4},
     "hardly begun": {"nmse": 0.9, "stage1_steps": 60},
     "too short": {"stage1_second_half": 0.5},
+    "few passes": {"stage1_passes": 1.4},
+    "few passes of the prior": {"prior_passes": 1.1},
     "few images": {"nmse_over_training": 1.8},
     "few images for the prior": {"rise": 0.2, "training_images": 1000},
     "guidance too strong": {"guidance": 10.0, "recall_kept": 0.2},
@@ -98,7 +105,9 @@ def test_a_rule_names_what_is_wrong_and_what_to_try(rule: Rule) -> None:
     assert rule.name in names(signs)
     said = verdict(signs, "runs/poor")
     [line] = [line for line in said.lines if line.aspect == rule.aspect]
-    assert line.emphasis == "limit" and line.remedy and "RUN" not in line.remedy and "{" not in line.finding
+    assert (
+        line.emphasis == "limit" and line.remedy and "RUN" not in line.remedy and "{" not in line.finding + line.remedy
+    )
     heaviest = max(rules_that_hold(signs), key=lambda one: one.weight)
     assert said.sentence == f"What limits this model most is {heaviest.limits}."
     assert rule.weight <= heaviest.weight
@@ -132,7 +141,8 @@ def test_the_page_of_rules_is_that_of_the_code() -> None:
 def test_a_verdict_follows_from_what_was_logged(
     trained: Path, tmp_path: Path, stage: str, metric: str, values: list[float], expected: str
 ) -> None:
-    """Evaluations of a quarter, a half, three quarters and all of the steps, in place of those of a run."""
+    """Evaluations of a quarter, a half, three quarters and all of the steps, in place of those of a run that saw its
+    images often enough."""
     run = shutil.copytree(trained, tmp_path / "run")
     lines = [
         json.dumps({"step": 3 * (i + 1), metric: value, f"validation_{metric}": value})
@@ -142,4 +152,18 @@ def test_a_verdict_follows_from_what_was_logged(
     validation = json.loads((run / stage / "validation.json").read_text())
     validation["metrics"]["values"] |= {metric: min(values)} | ({"unigram_nats": 2.5} if metric == "nats" else {})
     (run / stage / "validation.json").write_text(json.dumps(validation))
-    assert expected in names(signs_of(read_record(run)))
+    assert expected in names(replace(signs_of(read_record(run)), stage1_passes=20.0, prior_passes=20.0))
+
+
+def test_passes_are_steps_of_images_over_those_trained_on(trained: Path) -> None:
+    record = read_record(trained)
+    assert record.parts is not None
+    signs, split = signs_of(record), load_split(trained / "vqvae" / SPLIT)
+    assert signs.stage1_passes == TINY_VQVAE["steps"] * TINY_VQVAE["batch_size"] / len(split.train)
+    assert signs.prior_passes == TINY_PRIOR["steps"] * TINY_PRIOR["batch_size"] / len(split.train)
+
+
+def test_a_sharp_objective_is_advised_only_where_it_is_not_in_use(trained: Path) -> None:
+    blurred = replace(signs_of(read_record(trained)), nmse=0.2)
+    assert "--objective sharp" in verdict(blurred, "run").lines[0].remedy
+    assert "--objective sharp" not in verdict(replace(blurred, sharp_from_start=""), "run").lines[0].remedy
