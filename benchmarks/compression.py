@@ -6,8 +6,8 @@ Runs are of one data set, with a test part. Prints a JSON line for each run, dec
 format and quality: bytes an image (of ours the whole file without names, and of it the codes; of the others one file
 an image, the same less the bytes of a file of a flat picture, which are its header, and one mosaic of all), PSNR (dB,
 of the mean squared error of all), and the Fréchet distance by the judge to validation images, beside that of the
-originals. Of a run also the bytes of its models, and after how many images these pay beside a mosaic in WebP of the
-same PSNR.
+originals. Of a run also the bytes of its models, after how many images these pay beside a mosaic in WebP of the same
+PSNR, what codes took over what `gen score` says they cost, codes that came back wrong, and images a second both ways.
 """
 
 import io
@@ -16,6 +16,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple, get_args
 
 import click
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline import Model, compress, decompress, load
+from pipeline import Model, compress, decompress, load, score
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.sampling import DecoderName
 from pipeline.data import pixels
@@ -47,6 +48,17 @@ class Point(NamedTuple):
     mosaic_psnr: float | None
     psnr: float
     distance: float
+
+
+class Coding(NamedTuple):
+    """How codes were written: their bytes over the bits that `gen score` says, blocks that stand as they are,
+    codes that came back wrong, and images a second both ways."""
+
+    payload_over_bits: float
+    raw_blocks: int
+    wrong_codes: int
+    compressed_a_second: float
+    decompressed_a_second: float
 
 
 def psnr(originals: UInt8[np.ndarray, "n c h w"], decoded: UInt8[np.ndarray, "n c h w"]) -> float:
@@ -97,14 +109,34 @@ def distance(yardstick: Yardstick, images: UInt8[np.ndarray, "n c h w"]) -> floa
 
 def of_run(
     model: Model, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, levels: int, yardstick: Yardstick
-) -> Point:
+) -> tuple[Point, Coding]:
     """One file of all."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.genz"
-        done = compress(model, images, path, labels=labels, levels=levels)
-        back = decompress(path, model).samples.images.numpy()
-    n = len(images)
-    return Point(done.bytes / n, done.payload_bytes / n, None, None, psnr(images, back), distance(yardstick, back))
+        path, began = Path(folder) / "images.genz", perf_counter()
+        done, compressed = compress(model, images, path, labels=labels, levels=levels), perf_counter()
+        samples, ended = decompress(path, model).samples, perf_counter()
+    n, back = len(images), samples.images.numpy()
+    wrong = sum(int((a != b).sum()) for a, b in zip(samples.codes, model.encode(images)[:levels], strict=True))
+    coding = Coding(
+        8 * done.payload_bytes / bits_said(model, images, labels, levels),
+        done.raw_blocks,
+        wrong,
+        n / (compressed - began),
+        n / (ended - compressed),
+    )
+    return Point(
+        done.bytes / n, done.payload_bytes / n, None, None, psnr(images, back), distance(yardstick, back)
+    ), coding
+
+
+def bits_said(model: Model, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, levels: int) -> float:
+    """What the codes of these levels cost by `gen score`, and the classes by their frequency."""
+    given = None if labels is None else labels.tolist()
+    bits = sum(float(level.sum()) for level in score(model, images, label=given).surprise[:levels])
+    if labels is None:
+        return bits
+    weights = np.array(model.priors[0].config.class_weights)
+    return bits - float(np.log2(weights / weights.sum())[labels].sum())
 
 
 def models_of(run: Path) -> Iterator[tuple[DecoderName, int, Model]]:
@@ -154,10 +186,17 @@ def main(runs: tuple[Path, ...], n: int, picture: Path | None) -> None:
             print(json.dumps({"format": name, "quality": quality, **point._asdict()}), flush=True)
     for run in runs:
         for decoder, levels, model in models_of(run):
-            point = of_run(model, images, labels, levels, yardstick)
+            point, coding = of_run(model, images, labels, levels, yardstick)
             size = bytes_of_models(model, levels)
             points.setdefault(f"gen, {run.name}, {decoder}", []).append(point)
-            facts = {"run": run.name, "decoder": decoder, "levels": levels, **point._asdict(), "model_bytes": size}
+            facts = {
+                "run": run.name,
+                "decoder": decoder,
+                "levels": levels,
+                **point._asdict(),
+                **coding._asdict(),
+                "model_bytes": size,
+            }
             print(json.dumps({**facts, "images_to_pay": images_to_pay(point, size, points["webp"])}), flush=True)
     if picture is not None:
         draw(points, images[0].size // len(images[0]), picture)
