@@ -277,7 +277,7 @@ RULES = (
         "its learning rate had fallen by then has a part in this.",
         emphasis="good",
     ),
-    Rule("unknown time", "Time and data", (), 0, "Too few evaluations to say: `--evaluations 10`.", emphasis="unknown"),
+    Rule("unknown time", "Time and data", (), 0, "Too few evaluations to say.", "`--evaluations 10`", "unknown"),
     Rule(
         "guidance too strong",
         "Samples",
