@@ -27,6 +27,7 @@ from pipeline.runs.card import write_card
 from pipeline.runs.layout import (
     CONFIG,
     LOGS,
+    METRICS,
     SAMPLES_PICTURE,
     SPLIT,
     VALIDATION,
@@ -139,7 +140,8 @@ def _planned(folder: RunFolder, launch: Launch, plan: Callable[[], LevelPlan]) -
 
 
 def _copy_stage1(source: Run, folder: RunFolder, launch: Launch) -> Run:
-    """The run itself, or one in another folder to which the frozen stage 1 is copied, so that it is whole by itself."""
+    """The run itself, or one in another folder to which the frozen stage 1 is copied with what it logged, so that it is
+    whole by itself."""
     if folder.path.resolve() == source.folder.path.resolve():
         return source
 
@@ -149,6 +151,8 @@ def _copy_stage1(source: Run, folder: RunFolder, launch: Launch) -> Run:
             with atomic_folder(ours) as unfinished:
                 for name in (CONFIG, WEIGHTS, VALIDATION, SPLIT):
                     shutil.copyfile(theirs / name, unfinished / name)
+                if (theirs / METRICS).exists():
+                    shutil.copyfile(theirs / METRICS, unfinished / METRICS)
         elif not is_finished(ours) or sha256(ours / WEIGHTS) != sha256(theirs / WEIGHTS):
             raise UsageError(f"{ours} exists already, and is not that of {source.folder.path}; choose another --out")
 

@@ -66,6 +66,8 @@ def test_an_overfit_prior_stops_early_and_keeps_the_best(tmp_path: Path, trained
     assert any(f"stopped early after step {best + 20} of 200" in text for text in listening.said)
     assert last_checkpoint(stage).name == f"step-{best + 20:09d}"
     assert load(tmp_path / "run").priors
+    logged = [(run / "vqvae" / "metrics.jsonl").read_bytes() for run in (trained, tmp_path / "run")]
+    assert logged[0] == logged[1], "stage 1 is copied with what it logged"
 
 
 def test_a_run_that_stopped_early_goes_on_with_more_patience(tmp_path: Path, trained: Path) -> None:
