@@ -130,6 +130,13 @@ class VQVAEConfig(ObjectiveConfig):
         "the negative evidence lower bound; else 0.03, as of a Gaussian likelihood at an NMSE of 0.015].",
     )
     mmd_weight: float = Field(default=1.0, ge=0, description="Weight of the maximum mean discrepancy of mmd.")
+    denoise: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Learn to make clean images of noisy ones: standard deviation, of pixels on [0, 1], of the noise "
+        "that is added to what the encoder sees in training and validation; 0: none.",
+    )
     objective: Literal["nmse", "sharp"] | None = Field(
         default=None,
         description="nmse: the squared error alone; sharp: also an adversarial loss, and what other terms are given a "

@@ -4,7 +4,6 @@ The loop adds up statistics and sums over micro-batches and processes, and hands
 """
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from stage1_vqvae.bottlenecks.base import full_precision
 from stage1_vqvae.bottlenecks.codebook import perplexity
 from stage1_vqvae.losses import Likelihood
 from stage1_vqvae.model import VQVAE, VQVAEOutput
+from stage1_vqvae.noise import add_noise, add_own_noise, image_noise
 from stage1_vqvae.sharp import SharpLosses, SharpOutput
 
 
@@ -53,11 +53,11 @@ class VQVAETask(nn.Module):
     def forward(self, images: UInt8[Tensor, "n c h w"], progress: float = 0.0) -> VQVAETaskOutput:
         """Reconstruction loss, the bottlenecks' terms (equation 3) and, in training mode, the losses of `sharp`.
 
-        `progress` is step / total steps, for schedules. With several levels, names of a level's metrics end in its
-        number: "perplexity/0".
+        With `denoise` the encoder sees noisy images, and the target is the clean ones. `progress` is step / total
+        steps, for schedules. With several levels, names of a level's metrics end in its number: "perplexity/0".
         """
         network = self.network
-        output: VQVAEOutput = network(images, progress)
+        output: VQVAEOutput = network(add_noise(images, network.config.denoise), progress)
         reconstruction, target = output.reconstruction, network.normalise(images).float()
         nmse = F.mse_loss(reconstruction, target) / network.data_variance
         bottleneck_loss = torch.stack([level.loss for level in output.levels]).sum()
@@ -76,11 +76,11 @@ class VQVAETask(nn.Module):
     def initialise(self, batches: Sequence[UInt8[Tensor, "n c h w"]], generator: torch.Generator) -> None:
         """Fit the codebooks to the untrained encoder's outputs on a few batches of the training size, then features."""
         network = self.network
-        normalised = [network.normalise(batch) for batch in batches]
         if not self.codebooks_given:
-            network.levels.initialise([network.encoder(batch) for batch in normalised], generator)
+            noisy = [add_noise(batch, network.config.denoise, generator) for batch in batches]
+            network.levels.initialise([network.encoder(network.normalise(batch)) for batch in noisy], generator)
         if self.sharp is not None:
-            self.sharp.initialise(normalised, generator)
+            self.sharp.initialise([network.normalise(batch) for batch in batches], generator)
 
     def update(self, statistics: Sequence[Statistics], progress: float, generator: torch.Generator) -> list[Reset]:
         """Once per step, after the optimizer, with the statistics of the whole batch. Returns replaced rows."""
@@ -120,24 +120,31 @@ class VQVAETask(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Tensor]:
-        """Sums over a batch, in evaluation mode, that add up over a whole split, for `summarise`."""
+        """Sums over a batch, in evaluation mode, that add up over a whole split, for `summarise`.
+
+        With `denoise` each image has noise of its own, always the same, and errors are those from the clean image.
+        """
         network, target = self.network, self.network.normalise(images)
-        measures = network.levels.measure(network.encoder(target))
+        seen = add_own_noise(images, network.config.denoise)
+        measures = network.levels.measure(network.encoder(network.normalise(seen)))
         error = (network.decoder(measures.decoder_input).float() - target.float()).double().square().sum()
         sums = {"squared_error": error, "images": error.new_tensor(images.shape[0])}
         for level, own in enumerate(measures.levels):
             sums |= {_sum_key(level, name): value for name, value in own.items()}
         if network.likelihood is not None:
-            sums["pixel_nats"] = self._pixel_nats(images, network.likelihood)
+            sums["pixel_nats"] = self._pixel_nats(images, seen, network.likelihood)
         return sums
 
-    def _pixel_nats(self, images: UInt8[Tensor, "n c h w"], likelihood: Likelihood) -> Float[Tensor, ""]:
-        """-ln P(images | a sample of their posterior), in full precision, as bfloat16 moves pixels by a grey level."""
+    def _pixel_nats(
+        self, images: UInt8[Tensor, "n c h w"], seen: UInt8[Tensor, "n c h w"], likelihood: Likelihood
+    ) -> Float[Tensor, ""]:
+        """-ln P(images | a sample of the posterior given what is `seen` of them), in full precision, as bfloat16 moves
+        pixels by a grey level."""
         network = self.network
         shape = (network.levels.code_dim, *network.config.grids[0])
         with full_precision(images.device):
-            noise = image_noise(images, shape).to(network.data_variance)
-            decoder_input = network.levels.sample(network.encoder(network.normalise(images)), noise)
+            noise = image_noise(seen, shape).to(network.data_variance)
+            decoder_input = network.levels.sample(network.encoder(network.normalise(seen)), noise)
             return likelihood.nats(network.decoder(decoder_input).double(), images).sum()
 
     def summarise(self, sums: Mapping[str, Tensor]) -> Summary:
@@ -182,10 +189,3 @@ def _level_metrics(output: BottleneckOutput) -> dict[str, Tensor]:
 def _sum_key(level: int, name: str) -> str:
     """Where a level's sum is in the flat dictionary that the loop reduces over processes."""
     return f"level {level}: {name}"
-
-
-def image_noise(images: UInt8[Tensor, "n c h w"], shape: tuple[int, ...]) -> Float[Tensor, "n ..."]:
-    """Samples of N(0, 1) of this shape, one per image and a function of that image alone, not of its batch."""
-    seeds = [zlib.crc32(image.tobytes()) for image in images.cpu().numpy()]
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise) if noise else torch.zeros(0, *shape)

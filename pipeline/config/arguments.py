@@ -61,6 +61,7 @@ class NetworkArguments(ObjectiveArguments, total=False):
     likelihood: Literal["mse", "gaussian", "discretized-logistic"]
     kl_weight: float | None
     mmd_weight: float
+    denoise: float
     objective: Literal["nmse", "sharp"] | None
     commitment: float
     ema_decay: float | None

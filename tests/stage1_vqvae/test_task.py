@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stage1_vqvae import VQVAE, DecoderTask, ObjectiveConfig, VQVAEConfig, VQVAETask
+from stage1_vqvae.noise import image_noise
 from stage1_vqvae.perceptual import focal_frequency
-from stage1_vqvae.task import image_noise
 
 Kind = Literal["gaussian", "discretized-logistic"]
 
