@@ -38,6 +38,7 @@ from pipeline.sampling.motion.film import write_film
 from pipeline.sampling.motion.interpolate import interpolate
 from pipeline.sampling.samples import Samples
 from pipeline.storage import atomic_file, load_metadata
+from stage1_vqvae.noise import add_own_noise
 
 images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
 
@@ -49,6 +50,11 @@ images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAG
 @decoder_option
 @click.option("--out", type=click.Path(path_type=Path), default="reconstructions.png", show_default=True)
 @click.option("--levels", type=click.IntRange(1), help="Of several levels of codes the first ones only.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Reconstruct noisy images, and show them too: standard deviation of the noise, of pixels on [0, 1].",
+)
 @click.option("--n", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Images in the picture.")
 @click.option("--random", "at_random", is_flag=True, help="Images drawn at random in place of the first.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of --random [default: 0].")
@@ -60,6 +66,7 @@ def reconstruct_command(
     decoder: DecoderName | None,
     out: Path,
     levels: int | None,
+    noise: float | None,
     n: int,
     at_random: bool,
     seed: int | None,
@@ -67,7 +74,9 @@ def reconstruct_command(
 ) -> None:
     """Show images (files, folders or .zips) above what their codes keep of them.
 
-    The PSNR is that of all images given, also of those that the picture does not show.
+    The PSNR is that of all images given, also of those that the picture does not show. With --noise the codes are those
+    of noisy images, which stand between; the noise of an image is always the same, as in the validation of a training
+    with --denoise.
     """
     check_out_is_new_picture(out)
     if seed is not None and not at_random:
@@ -79,23 +88,27 @@ def reconstruct_command(
     reporter = reporter_for_command(quiet)
     _announce(reporter, model, f"reconstruct {total:,} images")
     drawn = stream(seed or 0, Purpose.SHOWN).choice(total, min(n, total), replace=False) if at_random else range(n)
-    done = _reconstruct(model, parts, levels, {int(index) for index in drawn}, reporter)
-    columns = min(COLUMNS, len(done.originals))
-    save_grid(out, interleaved(done.originals, done.restored, columns), columns)
+    done = _reconstruct(model, parts, levels, noise or 0.0, {int(index) for index in drawn}, reporter)
     shown = len(done.originals)
+    columns = min(COLUMNS, shown)
+    rows = (done.originals, done.noisy, done.restored) if noise else (done.originals, done.restored)
+    save_grid(out, interleaved(*rows, columns=columns), columns)
     those = (
         f"{shown}" if shown == total else f"{shown} of {total:,}" if at_random else f"the first {shown} of {total:,}"
     )
-    say_result(
-        f"wrote {out}: {those} images, each above its reconstruction; PSNR {done.psnr:.2f} dB over all {total:,} given"
-    )
+    below = "the same with noise and the reconstruction of that" if noise else "its reconstruction"
+    psnr = f"{done.psnr:.2f} dB" + (f", of the noisy images {done.noisy_psnr:.2f} dB," if noise else "")
+    say_result(f"wrote {out}: {those} images, each above {below}; PSNR {psnr} over all {total:,} given")
 
 
 class _Reconstructed(NamedTuple):
-    """Images to be shown and their reconstructions, uint8 (n, c, h, w), and the PSNR (dB) over all images."""
+    """Images to be shown, what the encoder saw of them and their reconstructions, uint8 (n, c, h, w); and the PSNR (dB)
+    of the latter two over all images."""
 
     originals: UInt8[np.ndarray, "n c h w"]
+    noisy: UInt8[np.ndarray, "n c h w"]
     restored: UInt8[np.ndarray, "n c h w"]
+    noisy_psnr: float
     psnr: float
 
 
@@ -103,20 +116,23 @@ def _reconstruct(
     model: Model,
     parts: Sequence[UInt8[np.ndarray, "_ c h w"]],
     levels: int | None,
+    noise: float,
     shown: set[int],
     reporter: Reporter,
 ) -> _Reconstructed:
-    """Reconstruct all images a batch at a time, and keep those at the indices `shown`."""
+    """Reconstruct all images, with `noise` added to them, a batch at a time, and keep those at the indices `shown`."""
     size, total = model.images_at_a_time, sum(map(len, parts))
-    batches, pairs, error = in_batches(parts, size), [], 0.0
+    batches, kept, errors = in_batches(parts, size), [], np.zeros(2)
     for step in reporter.steps(range(-(-total // size)), "reconstruct"):
         originals = next(batches)
-        restored = model.reconstruct(originals, levels).numpy()
-        error += float(np.square(originals.astype(np.float64) - restored).sum())
-        pairs += [(originals[i], restored[i]) for i in range(len(originals)) if step * size + i in shown]
-    mean = error / (total * model.vqvae.config.model.values * 255**2)
-    first, second = (np.stack(images) for images in zip(*pairs, strict=True))
-    return _Reconstructed(first, second, -10 * math.log10(max(1e-12, mean)))
+        noisy = add_own_noise(torch.from_numpy(originals), noise).numpy()
+        restored = model.reconstruct(noisy, levels).numpy()
+        errors += [np.square(originals.astype(np.float64) - other).sum() for other in (noisy, restored)]
+        kept += [(originals[i], noisy[i], restored[i]) for i in range(len(originals)) if step * size + i in shown]
+    means = errors / (total * model.vqvae.config.model.values * 255**2)
+    noisy_psnr, psnr = (-10 * math.log10(max(1e-12, mean)) for mean in means)
+    first, second, third = (np.stack(images) for images in zip(*kept, strict=True))
+    return _Reconstructed(first, second, third, noisy_psnr, psnr)
 
 
 @click.command("score")
@@ -155,7 +171,7 @@ def score_command(
     shown = order[: 2 * COLUMNS]
     width = min(COLUMNS, len(shown))
     # Before the lines: a reader such as `head` may leave among them.
-    save_grid(out, interleaved(originals[shown], surprise_shown(scores, originals, shown), width), width)
+    save_grid(out, interleaved(originals[shown], surprise_shown(scores, originals, shown), columns=width), width)
     for index in order:
         row = {"bits": round(float(scores.bits[index]), 2)}
         if scores.bits_per_dim is not None:

@@ -16,14 +16,13 @@ def evenly_spread(population: int, most: int) -> Int[np.ndarray, "m"]:
     return np.linspace(0, population - 1, min(population, most)).round().astype(np.int64)
 
 
-def interleaved(
-    above: UInt8[np.ndarray, "n c h w"], below: UInt8[np.ndarray, "n c h w"], columns: int
-) -> UInt8[np.ndarray, "m c h w"]:
-    """Rows of images from `above`, each followed by the row of those that belong to them; short rows end in white."""
-    missing = -len(above) % columns
-    white = np.full((missing, *above.shape[1:]), 255, above.dtype)
-    rows = [np.concatenate([part, white]).reshape(-1, columns, *above.shape[1:]) for part in (above, below)]
-    return np.stack(rows, axis=1).reshape(-1, *above.shape[1:])
+def interleaved(*parts: UInt8[np.ndarray, "n c h w"], columns: int) -> UInt8[np.ndarray, "m c h w"]:
+    """Rows of images from the first part, each followed by the rows of those that belong to them; short rows end in
+    white."""
+    first = parts[0]
+    white = np.full((-len(first) % columns, *first.shape[1:]), 255, first.dtype)
+    rows = [np.concatenate([part, white]).reshape(-1, columns, *first.shape[1:]) for part in parts]
+    return np.stack(rows, axis=1).reshape(-1, *first.shape[1:])
 
 
 def write_picture(path: Path, images: UInt8[np.ndarray, "n c h w"]) -> None:

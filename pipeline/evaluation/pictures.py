@@ -22,7 +22,7 @@ def nearest_pairs(
 ) -> UInt8[np.ndarray, "m c h w"]:
     """The samples that are nearest to a training image, in rows, each above that image."""
     shown = nearest.distances.argsort(kind="stable")[:_PAIRS]
-    return interleaved(samples[shown], trained[nearest.indices[shown]], min(COLUMNS, len(shown)))
+    return interleaved(samples[shown], trained[nearest.indices[shown]], columns=min(COLUMNS, len(shown)))
 
 
 def write_nearest(folder: RunFolder, pairs: UInt8[np.ndarray, "m c h w"]) -> None:

@@ -17,7 +17,7 @@ def reconstructions(network: VQVAE, images: ImageSet, parts: Split) -> np.ndarra
     """Validation images, each above its reconstruction: uint8 (n, c, h, w) for rows of COLUMNS."""
     originals = images.images[parts.validation[evenly_spread(len(parts.validation), _SHOWN)]]
     batch = torch.from_numpy(originals).to(network.data_variance.device)
-    return interleaved(originals, network.decode(network.encode(batch)).cpu().numpy(), COLUMNS)
+    return interleaved(originals, network.decode(network.encode(batch)).cpu().numpy(), columns=COLUMNS)
 
 
 def samples(prior: Prior, vqvae: VQVAE, validation: StoredCodes) -> np.ndarray:
