@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.runs.validation import Metrics as Metrics
     from pipeline.sampling.complete import Completions as Completions
     from pipeline.sampling.complete import complete as complete
+    from pipeline.sampling.features import features as features
+    from pipeline.sampling.features import features_file as features_file
     from pipeline.sampling.generate import Generated as Generated
     from pipeline.sampling.generate import generate as generate
     from pipeline.sampling.generate import generate_files as generate_files
@@ -73,6 +75,7 @@ _EXPORTS = {
     "pipeline.runs.evaluation": ("Evaluation",),
     "pipeline.runs.validation": ("Metrics",),
     "pipeline.sampling.complete": ("Completions", "complete"),
+    "pipeline.sampling.features": ("features", "features_file"),
     "pipeline.sampling.generate": ("Generated", "generate", "generate_files"),
     "pipeline.sampling.model": ("Model", "load"),
     "pipeline.sampling.motion.film": ("film",),

@@ -5,7 +5,7 @@ coarse level conditions the fine one in the encoder and in the decoder. Residual
 "Autoregressive Image Generation using Residual Quantization", section 3.1: each quantizes the residual of those before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,12 +76,16 @@ class Levels(nn.Module):
 
     def encode(self, features: Float[Tensor, "n hidden h w"]) -> Codes:
         """The codes of each level."""
+        return tuple(codes for _, codes in self.inputs_and_codes(features))
+
+    def inputs_and_codes(self, features: Float[Tensor, "n hidden h w"]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each level, coarsest first, the inputs of its bottleneck (n, inputs, h, w) and their codes."""
         descent = Descent(self, features)
-        codes: list[Tensor] = []
         for bottleneck in self.in_order():
-            codes.append(bottleneck.encode(descent.inputs()))
-            descent.add(bottleneck.decode(codes[-1]))
-        return tuple(codes)
+            inputs = descent.inputs()
+            codes = bottleneck.encode(inputs)
+            yield inputs, codes
+            descent.add(bottleneck.decode(codes))
 
     def decode(self, codes: Codes) -> Float[Tensor, "n dim h w"]:
         """The decoder's input. In place of levels left out, the finest ones, their mean vector is decoded."""

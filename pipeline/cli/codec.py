@@ -1,10 +1,11 @@
-"""`gen compress` and `gen decompress`."""
+"""`gen encode` and `gen decode`, `gen compress` and `gen decompress`: images to codes and back."""
 
 from pathlib import Path
 from typing import Unpack
 
 import click
 import numpy as np
+import torch
 from jaxtyping import Int
 
 from pipeline.cli.flags import (
@@ -16,15 +17,108 @@ from pipeline.cli.flags import (
     run_option,
     say_result,
 )
+from pipeline.cli.images import announce
 from pipeline.cli.inputs import images_like
 from pipeline.codec.compress import compress
 from pipeline.codec.decompress import decompress_files
 from pipeline.config.arguments import CompressArguments
 from pipeline.config.codec import CompressConfig
 from pipeline.config.sampling import DecoderName
+from pipeline.data.codes.maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.data.image_set import ImageSet
-from pipeline.reporting import reporter_for_command
-from pipeline.sampling.model import loaded
+from pipeline.errors import CheckpointError, UsageError
+from pipeline.reporting import Reporter, reporter_for_command
+from pipeline.sampling.features import SUFFIXES, features_file
+from pipeline.sampling.model import Model, loaded
+from pipeline.sampling.samples import Samples
+from pipeline.storage import atomic_file, load_metadata
+
+
+@click.command("encode")
+@click.argument("data")
+@run_option
+@device_option
+@click.option(
+    "--features",
+    "as_features",
+    is_flag=True,
+    help="In place of the maps, arrays for use elsewhere: histograms of codes, pooled encoder outputs, latents.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="New file [default: codes.safetensors]; of features .safetensors or .npz [default: features.safetensors].",
+)
+@quiet_option
+def encode_command(
+    data: str, run: Path | None, device: str | None, as_features: bool, out: Path | None, quiet: bool
+) -> None:
+    """Turn images (a folder, a .zip or a data set's name) into a file of code maps, or of features."""
+    out = out or Path("features.safetensors" if as_features else "codes.safetensors")
+    check_is_new(out)
+    if as_features and out.suffix not in SUFFIXES:
+        raise UsageError(f"--out {out} of --features must end in {' or '.join(SUFFIXES)}")
+    reporter = reporter_for_command(quiet)
+    model = loaded(run, "vqvae", device, decoder="plain")  # which has no part in it
+    images = images_like(model.vqvae.config, data)
+    announce(reporter, model, f"encode {len(images.images):,} images of {data}")
+    write = _write_features if as_features else _write_codes
+    say_result(f"wrote {out}: {write(model, images, out, reporter)}")
+
+
+def _write_features(model: Model, images: ImageSet, out: Path, reporter: Reporter) -> str:
+    """Write features, and say what they are."""
+    shapes = features_file(
+        model,
+        images.images,
+        out,
+        names=images.names,
+        labels=images.labels,
+        class_names=images.class_names,
+        reporter=reporter,
+    )
+    return ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def _write_codes(model: Model, images: ImageSet, out: Path, reporter: Reporter) -> str:
+    """Write code maps, and say what they are."""
+    codes = model.encode(images.images, reporter)
+    dtype = code_dtype(model.vqvae.config.model)
+    labels = None if images.labels is None else torch.from_numpy(images.labels)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    maps = CodeMaps(tuple(level.to(dtype) for level in codes), labels)
+    with atomic_file(out) as unfinished:
+        save_codes(unfinished, maps, {"codes_sha256": model.vqvae.codes_sha256, "fingerprint": images.fingerprint})
+    sizes = " + ".join(f"{level.shape[-2]} x {level.shape[-1]}" for level in maps.levels)
+    back = f"gen decode {out} --run {model.run.folder.path} --out DIR"
+    return f"{len(maps):,} code maps, {sizes}; back to images: {back}"
+
+
+@click.command("decode")
+@click.argument("codes", type=click.Path(path_type=Path))
+@run_option
+@device_option
+@decoder_option
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the images.")
+@quiet_option
+def decode_command(
+    codes: Path, run: Path | None, device: str | None, decoder: DecoderName | None, out: Path, quiet: bool
+) -> None:
+    """Turn a file of code maps into images."""
+    check_is_new(out)
+    reporter = reporter_for_command(quiet)
+    model = loaded(run, "vqvae", device, decoder=decoder)
+    maps, ours = load_codes(codes), model.vqvae.codes_sha256
+    metadata = load_metadata(codes)
+    theirs = metadata.get("codes_sha256", metadata.get("vqvae_sha256", ours))  # the latter in files of format 3
+    if theirs != ours:
+        raise CheckpointError(
+            f"{codes} was written by another vqvae: codes_sha256 {theirs[:12]}, this run has {ours[:12]}; "
+            "name the run it came from with --run"
+        )
+    announce(reporter, model, f"decode {len(maps):,} code maps of {codes}")
+    Samples(model.decode(maps.levels, reporter), maps.levels, maps.labels, (), ours).save(out)
+    say_result(f"wrote {len(maps):,} images into {out}")
 
 
 @click.command("compress")
@@ -87,4 +181,4 @@ def decompress_command(
     say_result(f"wrote {done.new:,} images into {out}{there}")
 
 
-COMMANDS = (compress_command, decompress_command)
+COMMANDS = (encode_command, decode_command, compress_command, decompress_command)

@@ -1,4 +1,4 @@
-"""`gen reconstruct`, `gen score`, `gen interpolate`, `gen encode`, `gen decode`."""
+"""`gen reconstruct`, `gen score`, `gen interpolate`."""
 
 import json
 import math
@@ -26,9 +26,8 @@ from pipeline.cli.inputs import images_like, images_of_paths, in_batches, single
 from pipeline.config.arguments import InterpolateArguments
 from pipeline.config.sampling import DecoderName, InterpolateConfig
 from pipeline.data import pixels
-from pipeline.data.codes.maps import CodeMaps, code_dtype, load_codes, save_codes
 from pipeline.data.pictures import COLUMNS, interleaved
-from pipeline.errors import CheckpointError, UsageError
+from pipeline.errors import UsageError
 from pipeline.evaluation.score import score, surprise_shown
 from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter, reporter_for_command, table
@@ -36,8 +35,6 @@ from pipeline.runs.saved import codes_in_words, images_in_words
 from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.motion.film import write_film
 from pipeline.sampling.motion.interpolate import interpolate
-from pipeline.sampling.samples import Samples
-from pipeline.storage import atomic_file, load_metadata
 from stage1_vqvae.noise import add_own_noise
 
 images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
@@ -86,7 +83,7 @@ def reconstruct_command(
     parts = images_of_paths(model.vqvae.config, paths)[0]
     total = sum(map(len, parts))
     reporter = reporter_for_command(quiet)
-    _announce(reporter, model, f"reconstruct {total:,} images")
+    announce(reporter, model, f"reconstruct {total:,} images")
     drawn = stream(seed or 0, Purpose.SHOWN).choice(total, min(n, total), replace=False) if at_random else range(n)
     done = _reconstruct(model, parts, levels, noise or 0.0, {int(index) for index in drawn}, reporter)
     shown = len(done.originals)
@@ -165,7 +162,7 @@ def score_command(
     parts, names = images_of_paths(model.vqvae.config, paths)
     originals = parts[0] if len(parts) == 1 else np.concatenate(parts)
     del parts
-    _announce(reporter, model, f"score {len(originals):,} images")
+    announce(reporter, model, f"score {len(originals):,} images")
     scores = score(model, originals, label=label, reporter=reporter)
     order = scores.order()
     shown = order[: 2 * COLUMNS]
@@ -180,58 +177,6 @@ def score_command(
         as_text = json.dumps({**row, "image": names[index]})
         say_result(as_text if as_json else "  ".join([*columns, names[index]]))
     reporter.say(f"wrote {out}: the {len(shown)} most unusual, each above where its codes surprise")
-
-
-@click.command("encode")
-@click.argument("data")
-@run_option
-@device_option
-@click.option("--out", type=click.Path(path_type=Path), default="codes.safetensors", show_default=True)
-@quiet_option
-def encode_command(data: str, run: Path | None, device: str | None, out: Path, quiet: bool) -> None:
-    """Turn images (a folder, a .zip or a data set's name) into a file of code maps."""
-    check_is_new(out)
-    reporter = reporter_for_command(quiet)
-    model = loaded(run, "vqvae", device, decoder="plain")  # which has no part in it
-    images = images_like(model.vqvae.config, data)
-    _announce(reporter, model, f"encode {len(images.images):,} images of {data}")
-    codes = model.encode(images.images, reporter)
-    dtype = code_dtype(model.vqvae.config.model)
-    labels = None if images.labels is None else torch.from_numpy(images.labels)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    maps = CodeMaps(tuple(level.to(dtype) for level in codes), labels)
-    with atomic_file(out) as unfinished:
-        save_codes(unfinished, maps, {"codes_sha256": model.vqvae.codes_sha256, "fingerprint": images.fingerprint})
-    sizes = " + ".join(f"{level.shape[-2]} x {level.shape[-1]}" for level in maps.levels)
-    back = f"gen decode {out} --run {model.run.folder.path} --out DIR"
-    say_result(f"wrote {out}: {len(maps):,} code maps, {sizes}; back to images: {back}")
-
-
-@click.command("decode")
-@click.argument("codes", type=click.Path(path_type=Path))
-@run_option
-@device_option
-@decoder_option
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the images.")
-@quiet_option
-def decode_command(
-    codes: Path, run: Path | None, device: str | None, decoder: DecoderName | None, out: Path, quiet: bool
-) -> None:
-    """Turn a file of code maps into images."""
-    check_is_new(out)
-    reporter = reporter_for_command(quiet)
-    model = loaded(run, "vqvae", device, decoder=decoder)
-    maps, ours = load_codes(codes), model.vqvae.codes_sha256
-    metadata = load_metadata(codes)
-    theirs = metadata.get("codes_sha256", metadata.get("vqvae_sha256", ours))  # the latter in files of format 3
-    if theirs != ours:
-        raise CheckpointError(
-            f"{codes} was written by another vqvae: codes_sha256 {theirs[:12]}, this run has {ours[:12]}; "
-            "name the run it came from with --run"
-        )
-    _announce(reporter, model, f"decode {len(maps):,} code maps of {codes}")
-    Samples(model.decode(maps.levels, reporter), maps.levels, maps.labels, (), ours).save(out)
-    say_result(f"wrote {len(maps):,} images into {out}")
 
 
 @click.command("interpolate")
@@ -271,7 +216,8 @@ def interpolate_command(
     say_result(f"wrote {out}: {len(done.mixed)} images from {first} to {second}")
 
 
-def _announce(reporter: Reporter, model: Model, task: str) -> None:
+def announce(reporter: Reporter, model: Model, task: str) -> None:
+    """Say what a command is about to do, and with what."""
     config = model.vqvae.config.model
     facts = [
         ("task", task),
@@ -283,4 +229,4 @@ def _announce(reporter: Reporter, model: Model, task: str) -> None:
     reporter.say(table(facts))
 
 
-COMMANDS = (reconstruct_command, score_command, interpolate_command, encode_command, decode_command)
+COMMANDS = (reconstruct_command, score_command, interpolate_command)
