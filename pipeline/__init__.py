@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.evaluation.evaluate import evaluate as evaluate
     from pipeline.evaluation.folders import FolderEvaluation as FolderEvaluation
     from pipeline.evaluation.folders import evaluate_folder as evaluate_folder
+    from pipeline.evaluation.nearest import Neighbours as Neighbours
+    from pipeline.evaluation.nearest import nearest as nearest
     from pipeline.evaluation.report.report import report as report
     from pipeline.evaluation.score import Scores as Scores
     from pipeline.evaluation.score import score as score
@@ -69,6 +71,7 @@ _EXPORTS = {
     "pipeline.evaluation.compare": ("Comparison", "compare"),
     "pipeline.evaluation.evaluate": ("evaluate",),
     "pipeline.evaluation.folders": ("FolderEvaluation", "evaluate_folder"),
+    "pipeline.evaluation.nearest": ("Neighbours", "nearest"),
     "pipeline.evaluation.score": ("Scores", "score"),
     "pipeline.evaluation.report.report": ("report",),
     "pipeline.reporting": ("Console", "Lines", "Reporter", "Silent"),

@@ -1,4 +1,4 @@
-"""`gen reconstruct`, `gen score`, `gen interpolate`."""
+"""`gen reconstruct`, `gen score`, `gen interpolate`, `gen nearest`."""
 
 import json
 import math
@@ -23,11 +23,13 @@ from pipeline.cli.flags import (
     say_result,
 )
 from pipeline.cli.inputs import images_like, images_of_paths, in_batches, single_image
-from pipeline.config.arguments import InterpolateArguments
+from pipeline.config.arguments import InterpolateArguments, NearestArguments
+from pipeline.config.evaluation import NearestConfig
 from pipeline.config.sampling import DecoderName, InterpolateConfig
 from pipeline.data import pixels
 from pipeline.data.pictures import COLUMNS, interleaved
 from pipeline.errors import UsageError
+from pipeline.evaluation.nearest import nearest
 from pipeline.evaluation.score import score, surprise_shown
 from pipeline.randomness import Purpose, stream
 from pipeline.reporting import Reporter, reporter_for_command, table
@@ -36,6 +38,8 @@ from pipeline.sampling.model import Model, loaded
 from pipeline.sampling.motion.film import write_film
 from pipeline.sampling.motion.interpolate import interpolate
 from stage1_vqvae.noise import add_own_noise
+
+_ROWS = 64  # of a picture: images whose nearest ones are shown
 
 images_argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGES...", type=click.Path(path_type=Path))
 
@@ -216,6 +220,44 @@ def interpolate_command(
     say_result(f"wrote {out}: {len(done.mixed)} images from {first} to {second}")
 
 
+@click.command("nearest")
+@images_argument
+@run_option
+@flags(NearestConfig)
+@click.option("--data", help="Where the run's images are now [default: where they were].")
+@device_option
+@click.option("--out", type=click.Path(path_type=Path), default="nearest.png", show_default=True)
+@quiet_option
+def nearest_command(
+    paths: tuple[Path, ...],
+    run: Path | None,
+    data: str | None,
+    device: str | None,
+    out: Path,
+    quiet: bool,
+    **options: Unpack[NearestArguments],
+) -> None:
+    """Find the images of a run that are nearest to others (files, folders or .zips) by their codes.
+
+    A line each gives their distances and names, and the picture shows each image given before them. The run's test part
+    is not looked through.
+    """
+    check_out_is_new_picture(out)
+    model = loaded(run, "vqvae", device)
+    parts, names = images_of_paths(model.vqvae.config, paths)
+    given = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    reporter = reporter_for_command(quiet)
+    announce(reporter, model, f"find what is nearest to {len(given):,} images")
+    found = nearest(model, given, data=data, reporter=reporter, **options)
+    shown = min(len(given), _ROWS)
+    rows = [np.concatenate([given[index : index + 1], found.images(index)]) for index in range(shown)]
+    save_grid(out, np.concatenate(rows), len(rows[0]))
+    for index, name in enumerate(names):
+        near = zip(found.distances[index], found.names(index), strict=True)
+        say_result("\n".join([f"{name}:", *(f"{distance:10.3f}  {other}" for distance, other in near)]))
+    reporter.say(f"wrote {out}: {shown:,} of {len(given):,} images, each before those nearest to it, the nearest first")
+
+
 def announce(reporter: Reporter, model: Model, task: str) -> None:
     """Say what a command is about to do, and with what."""
     config = model.vqvae.config.model
@@ -229,4 +271,4 @@ def announce(reporter: Reporter, model: Model, task: str) -> None:
     reporter.say(table(facts))
 
 
-COMMANDS = (reconstruct_command, score_command, interpolate_command)
+COMMANDS = (reconstruct_command, score_command, interpolate_command, nearest_command)

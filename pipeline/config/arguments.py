@@ -194,3 +194,9 @@ class EvaluateArguments(TypedDict, total=False):
     seed: int
     judge: Literal[1, 2]
     inception: bool
+
+
+class NearestArguments(TypedDict, total=False):
+    """Of `nearest`: NearestConfig."""
+
+    k: int

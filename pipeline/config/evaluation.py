@@ -1,4 +1,4 @@
-"""What can be measured of a run, and with what."""
+"""What can be measured of a run, and with what; and what can be looked for in its images."""
 
 import math
 from collections.abc import Sequence
@@ -67,3 +67,10 @@ class EvaluateConfig:
             takes = f"numbers from {least:g} to {_LARGEST:g}, such as 1,1.5,2"
             raise ValueError(f"--{info.field_name} takes {takes}; got {value!r:.60}")
         return numbers
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class NearestConfig:
+    """What is looked for among the images of a run."""
+
+    k: int = Field(default=8, ge=1, le=1000, description="Nearest images of each one given.")

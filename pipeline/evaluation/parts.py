@@ -94,6 +94,13 @@ def with_validation_as_test(run: Run, source: Source, most: int, launch: Launch)
     return Parts(image_set, split, _chosen(image_set, split.validation[_at_random(len(split.validation), most)]))
 
 
+def read_encoded(run: Run, source: Source, launch: Launch) -> tuple[ImageSet, Int[np.ndarray, "m"]]:
+    """The images of a run, and the indices of those whose codes are known to it, in order: trained on or validated
+    with. The test part is left alone. Raises DataError where they have changed or gone."""
+    image_set, split, _ = _read(run, source, launch)
+    return image_set, np.union1d(split.train, split.validation)
+
+
 def _read(run: Run, source: Source, launch: Launch) -> tuple[ImageSet, Split, DataConfig]:
     """The images of a run, how they were divided, and where they are now."""
     now = given({"data": ARRAY if source.images is not None else source.data, "test_data": source.test_data})

@@ -62,15 +62,17 @@ def features_file(
 ) -> dict[str, tuple[int, ...]]:
     """Write what `features` gives into a new file, .safetensors or .npz, a batch at a time; returns shapes by name.
 
-    Beside the features are `labels`, int64 (n,), and `names`, one an image, with `class_names`: in a .safetensors file
-    the latter are JSON in the metadata, which name the run's codes as well; in a .npz file arrays of text. Raises
-    UsageError, CheckpointError, and ResourceError where the disk does not hold it.
+    Beside the features are `labels`, int64 (n,), where they are given, and as text `names`, one an image,
+    `class_names`, and `codes_sha256`, which says under what encoder the features were made: in a .safetensors file
+    metadata, the lists as JSON; in a .npz file arrays. Raises UsageError, CheckpointError, and ResourceError where the
+    disk does not hold it.
     """
     check_paths(out=out)
     target = Path(out)
     _check(target, len(images), names, labels)
     work = _begin(run, images, device)
-    texts = {name: list(own) for name, own in (("names", names), ("class_names", class_names)) if len(own)}
+    lists = {name: list(own) for name, own in (("names", names), ("class_names", class_names)) if len(own)}
+    codes_sha256 = work.model.vqvae.codes_sha256
     # Of a .npz all is on the disk twice, for a while, since its arrays have to be written one after another.
     check_disk(
         target, work.bytes * (1 + (target.suffix == ".npz")), work.in_words, "give fewer images, or another --out"
@@ -78,12 +80,13 @@ def features_file(
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(target) as unfinished, unfinished.open("w+b") as file:
         if target.suffix == ".safetensors":
-            metadata = {name: json.dumps(own) for name, own in texts.items()}
-            _write(work, file, labels, metadata | {"codes_sha256": work.model.vqvae.codes_sha256}, reporter)
+            metadata = {name: json.dumps(own) for name, own in lists.items()}
+            _write(work, file, labels, metadata | {"codes_sha256": codes_sha256}, reporter)
         else:
             with tempfile.TemporaryFile(dir=target.parent) as scratch:
                 written = _write(work, scratch, labels, {}, reporter)
-                _write_npz(file, written.mapped() | {name: np.array(own) for name, own in texts.items()})
+                texts = {name: np.array(own) for name, own in {**lists, "codes_sha256": codes_sha256}.items()}
+                _write_npz(file, written.mapped() | texts)
     return {name: kind.shape for name, kind in work.kinds.items()}
 
 

@@ -11,7 +11,7 @@ from pipeline.config import arguments
 from pipeline.config.app import AppConfig
 from pipeline.config.codec import CompressConfig
 from pipeline.config.data import DataConfig
-from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.evaluation import EvaluateConfig, NearestConfig
 from pipeline.config.options import option_fields
 from pipeline.config.sampling import CompleteConfig, FileConfig, InterpolateConfig, SampleConfig
 from pipeline.config.training import AugmentConfig, TrainingConfig
@@ -38,6 +38,7 @@ def option_types(*configs: type) -> dict[str, object]:
         (arguments.InterpolateArguments, (InterpolateConfig,), ()),
         (arguments.CompressArguments, (CompressConfig,), ()),
         (arguments.EvaluateArguments, (EvaluateConfig,), ()),
+        (arguments.NearestArguments, (NearestConfig,), ()),
         (arguments.AppArguments, (AppConfig,), ()),
     ],
 )
