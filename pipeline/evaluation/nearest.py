@@ -50,6 +50,7 @@ def nearest(
     images: Images,
     *,
     data: str | Path | np.ndarray | Tensor | None = None,
+    targets: np.ndarray | Tensor | None = None,
     device: str | torch.device | None = None,
     reporter: Reporter | None = None,
     **options: Unpack[NearestArguments],
@@ -58,9 +59,9 @@ def nearest(
 
     The distance is Euclidean, between what the decoder is given for the codes: the vectors of all positions, summed
     over levels. Unlike the number of positions with equal codes it knows that codes may be alike. Looked through is
-    what the run was trained on or validated with, not its test part. `data`: where these images are now, or an array of
-    them, if not where they were. `options` are the fields of NearestConfig. Raises UsageError, also when the images do
-    not fit, DataError and CheckpointError.
+    what the run was trained on or validated with, not its test part. `data`: where these images are now, if not where
+    they were; or the array that they were given as, with its `targets`. `options` are the fields of NearestConfig.
+    Raises UsageError, also when the images do not fit, DataError and CheckpointError.
     """
     check_paths(run=None if isinstance(run, Model) else run, data=data if isinstance(data, str | Path) else None)
     (config,) = build(options, NearestConfig)
@@ -69,9 +70,8 @@ def nearest(
     if not len(given):
         raise UsageError("there are no images to find others for; give one at least")
     launch = Launch({}, processes.start(), reporter or reporter_for_api(), None)
-    source = (
-        Source(images=data) if isinstance(data, np.ndarray | Tensor) else Source(None if data is None else str(data))
-    )
+    given_again = Source(images=data, targets=targets) if isinstance(data, np.ndarray | Tensor) else None
+    source = given_again or Source(None if data is None else str(data))
     of_run, indices = read_encoded(model.run, source, launch)
     if config.k > len(indices):
         raise UsageError(f"--k {config.k}: {model.run.folder.path} has {len(indices):,} images to look through")

@@ -16,7 +16,7 @@ from pipeline.data.tensor_file import ArrayKind, TensorFile
 from pipeline.errors import UsageError, stage_errors_as_usage
 from pipeline.reporting import Reporter, Silent
 from pipeline.resources import check_disk, check_memory
-from pipeline.sampling.inputs import Images, batch_of, check_images
+from pipeline.sampling.inputs import Images, as_array, batch_of, check_images
 from pipeline.sampling.model import Model, loaded
 from pipeline.storage import atomic_file, check_paths
 from stage1_vqvae.features import image_features
@@ -68,11 +68,10 @@ def features_file(
     disk does not hold it.
     """
     check_paths(out=out)
-    target = Path(out)
-    _check(target, len(images), names, labels)
-    work = _begin(run, images, device)
-    lists = {name: list(own) for name, own in (("names", names), ("class_names", class_names)) if len(own)}
-    codes_sha256 = work.model.vqvae.codes_sha256
+    target, work = Path(out), _begin(run, images, device)
+    lists, codes_sha256 = {"names": names, "class_names": class_names}, work.model.vqvae.codes_sha256
+    _check(target, len(work.images), lists, labels)
+    lists = {name: list(own) for name, own in lists.items() if len(own)}
     # Of a .npz all is on the disk twice, for a while, since its arrays have to be written one after another.
     check_disk(
         target, work.bytes * (1 + (target.suffix == ".npz")), work.in_words, "give fewer images, or another --out"
@@ -90,13 +89,21 @@ def features_file(
     return {name: kind.shape for name, kind in work.kinds.items()}
 
 
-def _check(target: Path, n: int, names: Sequence[str], labels: Int[np.ndarray, "n"] | None) -> None:
+def _check(target: Path, n: int, texts: Mapping[str, Sequence[str]], labels: Int[np.ndarray, "n"] | None) -> None:
     """Raise UsageError with all that does not fit."""
     problems = [] if target.suffix in SUFFIXES else [f"{target} must end in {' or '.join(SUFFIXES)}"]
     problems += [f"{target} exists already; choose another name"] if target.exists() else []
-    problems += [f"there are {len(names):,} names for {n:,} images"] if len(names) not in (0, n) else []
-    if labels is not None and len(labels) != n:
-        problems.append(f"there are {len(labels):,} labels for {n:,} images")
+    problems += [
+        f"{name} must be a list of texts; got {type(own).__name__}: {own!r:.60}"
+        for name, own in texts.items()
+        if isinstance(own, str) or not (isinstance(own, Sequence) and all(isinstance(one, str) for one in own))
+    ]
+    if not problems and len(texts["names"]) not in (0, n):
+        problems.append(f"there are {len(texts['names']):,} names for {n:,} images")
+    if labels is not None:
+        array = as_array(labels, "labels")
+        if array.shape != (n,) or array.dtype.kind not in "iu":
+            problems.append(f"labels must be {n:,} whole numbers, one an image; got {array.dtype} {array.shape}")
     if problems:
         raise UsageError("\n".join(problems))
 
@@ -116,7 +123,7 @@ class _Work(NamedTuple):
     @property
     def in_words(self) -> str:
         """What they are, as errors say it."""
-        return f"features of {len(self.images):,} images"
+        return f"holding features of {len(self.images):,} images"
 
     def batches(self, reporter: Reporter | None) -> Iterator[tuple[int, dict[str, Shaped[np.ndarray, "m ..."]]]]:
         """The features of a few images at a time, with the index of the first of these."""
@@ -148,10 +155,11 @@ def _write(
     reporter: Reporter | None,
 ) -> TensorFile:
     """Fill a new file with the features, and the labels if there are any."""
-    beside = {} if labels is None else {"labels": ArrayKind(np.dtype(np.int64), (len(labels),))}
-    written = TensorFile(file, {**work.kinds, **beside}, metadata)
-    if labels is not None:
-        written.write("labels", 0, np.asarray(labels, np.int64))
+    beside = {} if labels is None else {"labels": as_array(labels, "labels").astype(np.int64)}
+    kinds = {name: ArrayKind(own.dtype, own.shape) for name, own in beside.items()}
+    written = TensorFile(file, {**work.kinds, **kinds}, metadata)
+    for name, own in beside.items():
+        written.write(name, 0, own)
     for first, rows in work.batches(reporter):
         for name, own in rows.items():
             written.write(name, first, own)

@@ -36,6 +36,7 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
     "residual": {"levels": 2, "level_kind": "residual", "likelihood": "discretized-logistic"},
     "gaussian": {"bottleneck": "gaussian", "objective": "sharp"},
     "mmd": {"bottleneck": "mmd"},
+    "denoise": {"denoise": 0.3},
 }
 SHARPENED = "gradient"  # a run whose decoder is trained further
 SKIPPED = "skipped"  # a run of which one step is skipped

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import Model, load
 from pipeline.cli.inputs import in_batches
 from pipeline.sampling.samples import bytes_on_disk
+from stage1_vqvae.noise import add_own_noise
 from tests.pipeline.cli.test_cli import fails, pictures, size_of, succeeds
 
 
@@ -136,6 +138,7 @@ def test_where_nothing_can_be_written_no_work_is_begun(
     monkeypatch: pytest.MonkeyPatch, command: str, code: int, out: str, message: str
 ) -> None:
     monkeypatch.setattr("pipeline.cli.images.loaded", loads_nothing)
+    monkeypatch.setattr("pipeline.cli.codec.loaded", loads_nothing)
     monkeypatch.setattr("pipeline.cli.sample.loaded", loads_nothing)
     Path("there.png").write_bytes(b"a picture of mine")
     Path("folder").mkdir()
@@ -163,7 +166,7 @@ def test_a_picture_or_codes_half_written_do_not_take_the_name(
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("pipeline.cli.images.save_codes", disk_full)
+    monkeypatch.setattr("pipeline.cli.codec.save_codes", disk_full)
     assert "No space left on device" in fails(6, "encode", data, "--run", trained, "--out", "codes.safetensors")
     monkeypatch.setattr("PIL.Image.Image.save", lambda self, path, **_: disk_full(path))
     assert "No space left on device" in fails(6, "reconstruct", data, "--run", trained, "--out", "new.png")
@@ -268,6 +271,20 @@ def test_psnr_of_all_images_is_that_of_their_pixels(trained: Path, tmp_path: Pat
     assert psnr(output) == pytest.approx(-10 * np.log10(error), abs=0.006)
 
 
+def test_reconstruct_shows_and_measures_noisy_images(trained: Path, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", (12, 8), "L", 7)
+    paths = sorted(data.rglob("*.png"))
+    images = np.stack([np.asarray(Image.open(path))[None] for path in paths])
+    noisy = add_own_noise(torch.from_numpy(images), 0.2).numpy()
+    restored = load(trained).reconstruct(noisy).numpy()
+    expected = [-10 * np.log10(np.square(images / 255 - other / 255).mean()) for other in (restored, noisy)]
+    output = succeeds("reconstruct", *paths, "--run", trained, "--noise", 0.2, "--out", "a.png")
+    found = re.search(r"PSNR ([\d.]+) dB, of the noisy images ([\d.]+) dB, over all 7 given", output)
+    assert found and [float(number) for number in found.groups()] == pytest.approx(expected, abs=0.006)
+    assert size_of("a.png")[1] == 3 * 66 + 2, "three rows"
+    assert "0<x<=1" in fails(2, "reconstruct", *paths, "--run", trained, "--noise", 0, "--out", "b.png")
+
+
 def test_images_of_several_folders_come_in_batches_without_a_copy_of_all() -> None:
     parts = [np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1) for n in (3, 1, 4)]
     batches = list(in_batches(parts, 3))
@@ -300,7 +317,8 @@ def test_what_was_computed_is_there_though_the_reader_has_gone(
     def gone(_: str) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("pipeline.cli.images.say_result", gone)
+    for module in ("images", "codec"):
+        monkeypatch.setattr(f"pipeline.cli.{module}.say_result", gone)
     data = pictures(tmp_path / "data", (12, 8), "L", 3)
     assert "the reader of the output has gone" in fails(141, command, data, "--run", trained, "--out", "new.png")
     assert Path("new.png").stat().st_size > 0
