@@ -103,23 +103,26 @@ def test_the_command_keeps_names_and_classes_beside_their_rows(trained: Path, tm
 
 
 def test_all_that_does_not_fit_is_named_at_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(trained)
     with pytest.raises(UsageError) as caught:
-        features_file(trained, IMAGES, "a.txt", names=["one"], labels=np.zeros(3), class_names=5)  # type: ignore[arg-type]
+        features_file(model, IMAGES, "a.txt", names=["one"], labels=np.zeros(3), class_names=5)  # type: ignore[arg-type]
     message = str(caught.value)
     assert "a.txt must end in .safetensors or .npz" in message and "class_names must be a list of texts" in message
     assert "labels must be 11 whole numbers, one an image; got float64 (3,)" in message
     with pytest.raises(UsageError, match="there are 1 names for 11 images"):
-        features_file(trained, IMAGES, "a.npz", names=["one"])
+        features_file(model, IMAGES, "a.npz", names=["one"])
     with pytest.raises(UsageError, match="no images to encode"):
-        features(trained, IMAGES[:0])
+        features(model, IMAGES[:0])
     monkeypatch.setattr("pipeline.resources.free_memory", lambda device: 2000)
-    with pytest.raises(ResourceError, match=r"holding features of 11 images takes about .* of memory.*features_file\(\)"):
-        features(trained, IMAGES)
+    with pytest.raises(
+        ResourceError, match=r"holding features of 11 images takes about .* of memory.*features_file\(\)"
+    ):
+        features(model, IMAGES)
     monkeypatch.setattr("pipeline.resources.free_disk", lambda path: 1000)
     with pytest.raises(ResourceError, match="of disk"):
-        features_file(trained, IMAGES, "a.npz")
+        features_file(model, IMAGES, "a.npz")
     monkeypatch.undo()
     monkeypatch.setattr(tensor_file, "_LARGEST_HEADER", 400)
     with pytest.raises(UsageError, match=r"holds 400 of them; end --out in .npz"):
-        features_file(trained, IMAGES, "a.safetensors", names=["a" * 30] * 11)
+        features_file(model, IMAGES, "a.safetensors", names=["a" * 30] * 11)
     assert not Path("a.safetensors").exists()
