@@ -1,7 +1,7 @@
 """What codes and encoder outputs are worth elsewhere: to a linear classifier, to find alike images, against noise.
 
     pip install scikit-image
-    python -m benchmarks.features RUN... [--n 5000]
+    python -m benchmarks.features RUN... [--n 5000] [--part denoised]
 
 Prints JSON lines for each run. `probe`: of test images the percentage that logistic regression gets right after N
 training images, on each kind of feature, on principal components of as many numbers fitted to the same images, and on
@@ -10,7 +10,7 @@ images). `retrieval`: of 500 test images the percentage of the ten nearest of th
 class, by the vectors of codes (as `gen nearest` has it), by the number of positions whose codes differ, and by pixels.
 Of a run with --denoise, `denoised`: PSNR (dB) of test images with noise of that standard deviation, as they are,
 reconstructed, and by a median filter of 3x3 pixels and non-local means (Buades et al. 2005; the strength the best of
-three on validation images).
+five on validation images).
 """
 
 import json
@@ -34,7 +34,7 @@ from pipeline.training.launch import Launch
 from stage1_vqvae.noise import add_own_noise
 
 _QUERIES, _NEAREST = 500, 10
-_STRENGTHS = (0.6, 0.8, 1.0)  # of non-local means, over the standard deviation of the noise
+_STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of non-local means, over the standard deviation of the noise
 _TRIED, _CHOSEN_ON = 200, 1000  # validation images that a strength, and a scale, are chosen on
 
 
@@ -122,12 +122,13 @@ def non_local_means(
     """Each image by itself, its pixels from 0 to 255."""
     from skimage.restoration import denoise_nl_means  # a dependency of this benchmark alone
 
-    denoised = [
-        denoise_nl_means(image / 255, patch_size=5, patch_distance=6, h=strength * deviation, sigma=deviation,
-                         fast_mode=True, channel_axis=0)
-        for image in images
-    ]  # fmt: skip
-    return 255 * np.stack(denoised).clip(0, 1)
+    found = []
+    for image in images / 255:
+        # Of an image with one channel it wants no axis of channels.
+        planes, axis = (image[0], None) if len(image) == 1 else (image, 0)
+        found.append(denoise_nl_means(planes, patch_size=5, patch_distance=6, h=strength * deviation, sigma=deviation,
+                                      fast_mode=False, channel_axis=axis).reshape(image.shape))  # fmt: skip
+    return 255 * np.stack(found).clip(0, 1)
 
 
 def denoised(model: Model, validation: Labelled, test: Labelled) -> dict[str, object]:
@@ -153,7 +154,8 @@ def denoised(model: Model, validation: Labelled, test: Labelled) -> dict[str, ob
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--n", default=5000, show_default=True, help="Training images.")
-def main(runs: tuple[Path, ...], n: int) -> None:
+@click.option("--part", type=click.Choice(["probe", "retrieval", "denoised"]), help="One alone.")
+def main(runs: tuple[Path, ...], n: int, part: str | None) -> None:
     """Measure."""
     launch = Launch({}, start(), Silent(), None)
     for run in runs:
@@ -161,10 +163,12 @@ def main(runs: tuple[Path, ...], n: int) -> None:
         parts = read_parts(model.run, Source(), None, launch)
         train = parts.labelled(np.random.default_rng(0).permutation(parts.train)[:n])
         validation = parts.validation(_CHOSEN_ON)
-        for line in probes(model, (train, validation, parts.test)):
-            click.echo(json.dumps({"run": run.name, "probe": line}))
-        click.echo(json.dumps({"run": run.name, "retrieval": retrieval(model, train, parts.test)}))
-        if model.vqvae.config.model.denoise:
+        if part in (None, "probe"):
+            for line in probes(model, (train, validation, parts.test)):
+                click.echo(json.dumps({"run": run.name, "probe": line}))
+        if part in (None, "retrieval"):
+            click.echo(json.dumps({"run": run.name, "retrieval": retrieval(model, train, parts.test)}))
+        if part in (None, "denoised") and model.vqvae.config.model.denoise:
             found = denoised(model, validation, parts.test)
             click.echo(json.dumps({"run": run.name, "denoised": found}))
 
