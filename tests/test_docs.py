@@ -203,21 +203,6 @@ def test_the_modules_of_the_page_of_rules_exist() -> None:
         assert any(path == name or path.endswith(f"/{name}") for path in known), name
 
 
-def test_the_launch_without_a_gpu_runs_as_it_stands(tmp_path: Path, photos: Path) -> None:
-    """In two processes, on a run as README makes it; the other launches on the page want GPUs."""
-    assert CliRunner().invoke(main, ["train-vqvae", "--data", "photos", "--out", "runs/photos", *TINY]).exit_code == 0
-    prior = ["train-prior", "runs/photos", "--force", *TINY_PRIOR_FLAGS]
-    assert CliRunner().invoke(main, prior).exit_code == 0
-    [shown] = [block for block in blocks(ROOT / "docs" / "processes.md") if "ACCELERATE_USE_CPU" in block]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    typed = shown.replace("--n 64", "--n 5").replace("launch", "launch --main_process_port 0")
-    done = subprocess.run(
-        ["bash", "-c", typed], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list((tmp_path / "runs/photos/samples/seed-0").glob("0*.png"))) == 5
-
-
 @pytest.mark.parametrize(
     ("before", "after", "exit_code", "is_queued"),
     [

@@ -14,6 +14,8 @@ TINY_VQVAE: dict[str, Any] = {
     "code_dim": 4,
     "learning_rate": 1e-3,
     "steps": 12,
+    "evaluations": 2,
+    "checkpoints": 2,
     "batch_size": 8,
     "precision": "float32",
 }
@@ -23,6 +25,8 @@ TINY_PRIOR: dict[str, Any] = {
     "head": 8,
     "first_kernel": 5,
     "steps": 12,
+    "evaluations": 2,
+    "checkpoints": 2,
     "batch_size": 8,
     "precision": "float32",
 }

@@ -1,12 +1,8 @@
-"""What two processes do in test_signalled_processes.py: a training that signals stop twice, each sent to one of them.
-
-accelerate launch ... -m tests.pipeline.signalled_worker FOLDER
-"""
+"""What two processes do at the end of `tests.pipeline.worker`: a training that signals stop twice, each sent to one."""
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +27,8 @@ def exit_code(run: Path, *options: str) -> int:
     raise AssertionError("a command ends with SystemExit")
 
 
-def work(folder: Path) -> None:
-    """Train in one go; then with a SIGTERM in a step and a SIGHUP while the main process saves."""
+def be_signalled(folder: Path) -> None:
+    """Train in one go; then with a SIGTERM in a step and a SIGHUP while the main process saves, and to the end."""
     with_preset: dict[str, Any] = {"preset": "tiny", "checkpoints": 2, "evaluations": 1}
     train_vqvae(out=folder / "whole", steps=STEPS, batch_size=8, reporter=Silent(), **with_preset)
     rank, run, outcomes, sent = PartialState().process_index, folder / "parts", [], list[int]()
@@ -49,21 +45,17 @@ def work(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGHUP)
         return optimizer_tensors(*arguments)
 
-    def note(*options: str) -> None:
-        code = exit_code(run, *options)
+    def note(code: int) -> None:
         outcomes.append((code, json.loads((run / "status.json").read_text())))
 
     setattr(Trainer, "train_step", in_a_step)  # noqa: B010 - mypy lets no method be assigned
     setattr(checkpoint, "optimizer_tensors", in_a_save if rank == 0 else optimizer_tensors)  # noqa: B010
     sent.append(signal.SIGTERM)  # by the other process: none yet while this one saves
-    note(*OPTIONS)
+    note(exit_code(run, *OPTIONS))
     processes.start().wait_for_everyone()
     sent.clear()
-    note("--resume=auto")
+    note(exit_code(run, "--resume=auto"))
     processes.start().wait_for_everyone()
-    note("--resume=auto")
+    train_vqvae(out=run, resume="auto", reporter=Silent())  # a command that ends well leaves the other process
+    note(0)
     (folder / f"process-{rank}.json").write_text(json.dumps(outcomes))
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

@@ -3,9 +3,10 @@
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -18,22 +19,43 @@ from PIL import Image
 from pipeline import UsageError, generate, generate_files, train_prior, train_vqvae
 from pipeline.runs.layout import LOGS
 from pipeline.runs.validation import read_validation
-from pipeline.storage import load_tensors, read_json
+from pipeline.storage import load_tensors, read_json, verify
 from pipeline.training.loop.checkpoint import list_checkpoints
+from tests.pipeline.signalled_worker import STEPS
 from tests.pipeline.training.test_step import of_images
 from tests.pipeline.training.test_tracking import in_metrics, in_tensorboard
-from tests.pipeline.worker import GIVEN, INITIAL, KINDS, LOGGED, SHARPENED, SKIPPED, STAGE_1_KINDS, work
+from tests.pipeline.worker import (
+    DRAWN,
+    FILED,
+    GIVEN,
+    INITIAL,
+    KINDS,
+    LOGGED,
+    SHARPENED,
+    SIGNALLED,
+    SKIPPED,
+    STAGE_1_KINDS,
+    STARTED,
+    UNEVEN,
+    work,
+)
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes
 
 ROOT = Path(__file__).parents[2]
+SAID = "stderr.txt"  # what two processes have said
 
 
-def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run a command in several CPU processes, as README says."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+def launch(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the worker, and then the command of docs/processes.md, in several CPU processes, as is shown there."""
+    page = (ROOT / "docs" / "processes.md").read_text()
+    [shown] = [block for block in re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) if "USE_CPU" in block]
+    assert shown.count(" launch ") == shown.count(" -m pipeline ") == shown.count("--n 64") == 1
+    typed = shown.replace(" launch ", " launch --main_process_port 0 ").replace("--n 64", "--n 5")
+    typed = typed.replace(" -m pipeline ", f" -m tests.pipeline.worker {shlex.quote(str(folder))} ")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-c", typed], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +67,18 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     given = folder / "one" / GIVEN
     train_vqvae(out=given, images=images, targets=targets, **TINY_VQVAE, validation=0.275, test=0.275)  # 11 images each
     train_prior(given, images=images, targets=targets, label_dropout=0.2, force=True, **TINY_PRIOR)
-    shutil.copytree(given, folder / "two" / GIVEN)
+    for name in (GIVEN, "runs/photos"):
+        shutil.copytree(given, folder / "two" / name)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("one", "two"):
             patch.setenv("GEN_CACHE", str(folder / "cache"))  # one judge, of which other threads would change last bits
             if name == "one":
                 work(folder / name)
             else:
-                result = launch("-m", "tests.pipeline.worker", str(folder / name))
+                result = launch(folder / name)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Warning" not in result.stderr, result.stderr[-3000:]
+    (folder / "two" / SAID).write_text(result.stderr)
     return folder / "one", folder / "two"
 
 
@@ -102,7 +126,7 @@ def test_one_and_two_processes_extract_the_same_codes(one_and_two: tuple[Path, P
     assert nats[0] == nats[1]
 
 
-@pytest.mark.parametrize("kind", ["ema", "levels"])
+@pytest.mark.parametrize("kind", DRAWN)
 def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Path], kind: str) -> None:
     run = one_and_two[1] / kind  # one and the same model, drawn from by two processes and now by one
     precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
@@ -115,7 +139,7 @@ def test_one_and_two_processes_draw_the_same_images(one_and_two: tuple[Path, Pat
 
 
 def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Path], tmp_path: Path) -> None:
-    run = one_and_two[1] / "ema"
+    run = one_and_two[1] / FILED
     by_two = run / "files"  # parts of two images, odd ones by the second process
     generate_files(run, n=11, seed=5, out=tmp_path / "files", batch_size=2, format="zip")
     names = sorted(str(path.relative_to(tmp_path / "files")) for path in (tmp_path / "files").rglob("*.*"))
@@ -129,6 +153,11 @@ def test_one_and_two_processes_write_the_same_files(one_and_two: tuple[Path, Pat
         with zipfile.ZipFile(sorted(by_two.glob("*.zip"))[index // 2]) as archive:
             image = np.array(Image.open(io.BytesIO(archive.read(f"{index:06d}.png"))))
         assert np.abs(image.astype(int) - expected[index, 0].numpy()).max() <= 1
+
+
+def test_the_launch_that_is_shown_runs_as_it_stands(one_and_two: tuple[Path, Path]) -> None:
+    """On a run as README makes it; the other launches on the page want GPUs."""
+    assert len(list((one_and_two[1] / "runs/photos/samples/seed-0").glob("0*.png"))) == 5
 
 
 @pytest.mark.parametrize("stage", ["prior/0", "prior/1"])
@@ -175,18 +204,22 @@ def test_half_precision_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         train_vqvae(out="run", images=images, targets=targets, **TINY_VQVAE)
 
 
-def test_processes_that_do_not_divide_the_micro_batches_are_refused(tmp_path: Path) -> None:
-    result = launch("-m", "pipeline", "train-vqvae", "--preset", "tiny", "--micro-batches", "1", "--out", str(tmp_path))
-    assert result.returncode != 0
-    assert "1 micro-batches a step, which cannot be divided evenly over 2 processes" in result.stderr
-    assert "pipeline/training/stage1.py" not in result.stderr, "a person sees no traceback of ours"
+def test_processes_that_do_not_divide_the_micro_batches_are_refused(one_and_two: tuple[Path, Path]) -> None:
+    _, folder = one_and_two
+    said = (folder / SAID).read_text()
+    assert [json.loads((folder / f"uneven-{rank}.json").read_text()) for rank in range(2)] == [2, 2]
+    assert (
+        "gen: error: this training has 1 micro-batches a step, which cannot be divided evenly over 2 processes" in said
+    )
+    assert "Traceback" not in said and not (folder / UNEVEN).exists()
 
 
-def test_all_processes_start_from_what_the_first_has_and_evaluate_together(tmp_path: Path) -> None:
+def test_all_processes_start_from_what_the_first_has_and_evaluate_together(
+    one_and_two: tuple[Path, Path], tmp_path: Path
+) -> None:
     """Weights that differed by rounding alone would choose different codes, and the processes drift apart."""
-    result = launch("-m", "tests.pipeline.start_worker", str(tmp_path))
-    assert result.returncode == 0, result.stderr[-3000:]
-    first, second = (load_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    started = one_and_two[1] / STARTED
+    first, second = (load_tensors(started / f"{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     trainer = of_images(tmp_path, {"likelihood": "gaussian"})
     trainer.start()
@@ -194,4 +227,24 @@ def test_all_processes_start_from_what_the_first_has_and_evaluate_together(tmp_p
     trainer.module.load_state_dict(first)
     alone = trainer.evaluate().named()  # all 11 images, of which each process had five or six
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(alone, rel=1e-5)
+        assert json.loads((started / f"{rank}.json").read_text()) == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(one_and_two: tuple[Path, Path]) -> None:
+    """SIGTERM to the second in its fourth step, SIGHUP to the first while it saves; then to the end."""
+    folder = one_and_two[1] / SIGNALLED
+    first, second = (json.loads((folder / f"process-{rank}.json").read_text()) for rank in (0, 1))
+    assert [code for code, _ in first] == [code for code, _ in second] == [128 + 15, 128 + 1, 0]
+    reached = [(status["state"], status["exit_code"], status["step"], status["total_steps"]) for _, status in first]
+    assert reached == [
+        ("interrupted", 128 + 15, 10, STEPS),  # processes agree every ten steps
+        ("interrupted", 128 + 1, 30, STEPS),  # the save was after step 20
+        ("finished", 0, STEPS, STEPS),
+    ]
+    whole, parts = (list_checkpoints(folder / name / "vqvae" / "checkpoints") for name in ("whole", "parts"))
+    assert [path.name[-2:] for path in parts] == ["30", "40"], "the last two, as many as are kept"
+    for path in parts:
+        verify(path)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        one, other = load_tensors(whole[-1] / name), load_tensors(parts[-1] / name)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

@@ -1,6 +1,9 @@
-"""What two processes do in test_processes.py: train both stages with every discrete bottleneck, and draw.
+"""What two processes do in test_processes.py, all of it in one launch: the libraries take seconds to be imported.
 
-accelerate launch ... -m tests.pipeline.worker FOLDER
+Both stages are trained with every discrete bottleneck, and drawn from; what differs between processes is refused, or
+made alike; and signals stop a training.
+
+accelerate launch ... -m tests.pipeline.worker FOLDER COMMAND
 """
 
 import json
@@ -15,10 +18,13 @@ import torch
 from torch import Tensor
 
 from pipeline import GenError, evaluate, generate, generate_files, processes, sharpen, train_prior, train_vqvae
+from pipeline.cli.main import main
 from pipeline.randomness import Purpose, number
 from pipeline.storage import save_tensors
 from stage1_vqvae import VQVAETask
 from stage1_vqvae.task import VQVAETaskOutput
+from tests.pipeline.signalled_worker import be_signalled, exit_code
+from tests.pipeline.start_worker import start_alike
 from tests.tiny import TINY_PRIOR, TINY_VQVAE, shapes, tiny_vqvae
 
 PRIOR_OPTIONS: dict[str, dict[str, Any]] = {"levels": {"prior": "pixelsnail", "encodings": 2, "shift": 1}}
@@ -38,11 +44,16 @@ STAGE_1_KINDS: dict[str, dict[str, Any]] = {  # nothing but stage 1 differs
     "mmd": {"bottleneck": "mmd"},
     "denoise": {"denoise": 0.3},
 }
+DRAWN = ("ema", "levels")  # runs that images are drawn from
+FILED = "ema"  # a run of which images are drawn into files
 SHARPENED = "gradient"  # a run whose decoder is trained further
 SKIPPED = "skipped"  # a run of which one step is skipped
 INITIAL = "initial"  # a run that begins from the one that is there before
 LOGGED = "levels"  # a run whose priors are logged to tensorboard too
 GIVEN = "given"  # a run that is there before
+STARTED = "started"  # trainings that begin from different weights
+UNEVEN = "uneven"  # a training that is refused
+SIGNALLED = "signalled"  # trainings that signals stop
 N = 11  # not a multiple of the processes
 
 
@@ -58,15 +69,9 @@ def work(folder: Path) -> None:
         prior_options = {**TINY_PRIOR, "micro_batches": 2, "dropout": 0.5, **PRIOR_OPTIONS.get(name, {})}
         log = "tensorboard" if name == LOGGED else None
         train_prior(run, images=images, targets=targets, force=True, log=log, **prior_options)
-        precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
-        for precision in precisions:
-            samples = generate(run, N, seed=5, precision=precision)
-            assert samples.labels is not None
-            codes = {f"codes{level}": codes for level, codes in enumerate(samples.codes)}
-            tensors = {"images": samples.images, **codes, "labels": samples.labels}
-            if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
-                save_tensors(run / f"samples-{precision}.safetensors", tensors)
-        generate_files(run, n=N, seed=5, out=run / "files", batch_size=2, format="zip")
+        if name in DRAWN:
+            draw(run)
+    generate_files(folder / FILED, n=N, seed=5, out=folder / FILED / "files", batch_size=2, format="zip")
     for name, choice in STAGE_1_KINDS.items():
         options = {**tiny_vqvae(str(choice.get("bottleneck", "vq"))), **choice, "micro_batches": 4, "flip": True}
         train_vqvae(out=folder / name, images=images, targets=targets, **options)
@@ -78,6 +83,18 @@ def work(folder: Path) -> None:
     evaluate(folder / GIVEN, images=images, targets=targets, guidance=(2,))
     with poisoned_micro_batch(step=3, part=2):
         train_vqvae(out=folder / SKIPPED, images=images, targets=targets, **TINY_VQVAE, micro_batches=4)
+
+
+def draw(run: Path) -> None:
+    """Draw in each precision; the main process writes it down."""
+    precisions: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
+    for precision in precisions:
+        samples = generate(run, N, seed=5, precision=precision)
+        assert samples.labels is not None
+        codes = {f"codes{level}": codes for level, codes in enumerate(samples.codes)}
+        tensors = {"images": samples.images, **codes, "labels": samples.labels}
+        if int(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0) == 0:
+            save_tensors(run / f"samples-{precision}.safetensors", tensors)
 
 
 @contextmanager
@@ -118,7 +135,16 @@ def disagree(folder: Path) -> None:
     (folder / f"disagreed-{rank}.json").write_text(json.dumps(said))
 
 
+def divide_unevenly(folder: Path) -> None:
+    """What the command exits with on each process where they do not divide the micro-batches."""
+    code = exit_code(folder / UNEVEN, "--preset=tiny", "--micro-batches=1")
+    (folder / f"uneven-{processes.start().process_index}.json").write_text(json.dumps(code))
+
+
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
     disagree(Path(sys.argv[1]))
-    processes.stop()
+    divide_unevenly(Path(sys.argv[1]))
+    start_alike(Path(sys.argv[1]) / STARTED)
+    be_signalled(Path(sys.argv[1]) / SIGNALLED)
+    main(sys.argv[2:])  # last: a command that ends well leaves the other processes

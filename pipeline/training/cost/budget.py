@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.randomness import batch_indices
-from pipeline.training.cost.memory import PROBED, activations, saved_bytes, weight_bytes
+from pipeline.training.cost.memory import PROBED, activations, saved_bytes, tensor_bytes, weight_bytes
 from pipeline.training.loop.task import Batch, ReportedT
 from pipeline.training.loop.trainer import Trainer, own_random_numbers
 
@@ -66,7 +66,8 @@ def expected_memory(trainer: Trainer[Batch, ReportedT]) -> int:
     micro_batch = trainer.config.batch_size // (trainer.config.micro_batches or 1)
     with own_random_numbers(trainer.device), trainer.autocast():
         few, more = (saved_bytes(trainer.module, _batch(trainer, images)) for images in PROBED)
-    return weight_bytes(trainer.module, trainer.config) + activations(few, more, micro_batch, trainer.device)
+    weights = weight_bytes(tensor_bytes(trainer.module), trainer.config)
+    return weights + activations(few, more, micro_batch, trainer.device)
 
 
 def _batch(trainer: Trainer[Batch, ReportedT], n: int) -> Batch:

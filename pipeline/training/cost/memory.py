@@ -5,6 +5,7 @@ On the meta device of torch tensors have shapes alone, and nothing is computed.
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -23,9 +24,17 @@ Model: TypeAlias = VQVAEConfig | PriorConfig
 PROBED = (2, 4)  # images of two forward passes whose saved tensors are counted
 WORKING = 3  # of the largest tensor: what one layer's backward pass needs besides what was kept
 HEAP = 1.35  # resident memory over what is allocated on a CPU, as benchmarks/memory_said.py has measured it
+_REMEMBERED = 64  # models of a process, which asks for the same ones where it trains, resumes and compares
 # Options that a training needs more memory for the larger they are.
 _SIZES = ("hidden", "residual_blocks", "residual_channels", "num_codes", "code_dim", "levels")
 _SIZES_OF_PRIORS = ("hidden", "layers", "kernel", "first_kernel", "head", "condition_blocks")
+
+
+class Kept(NamedTuple):
+    """Bytes that a forward pass keeps for the backward pass: of all tensors, and of the largest."""
+
+    total: int
+    largest: int
 
 
 def check_training_fits(settings: VQVAERun | PriorRun, device: torch.device) -> None:
@@ -69,16 +78,22 @@ def training_memory(model: Model, training: TrainingConfig, device: torch.device
     In bfloat16 all activations count half, which makes it a little less than is needed; but for priors with attention,
     which keep most of theirs in float32.
     """
-    model = _with_distinct_shapes(model)
-    with torch.device("meta"):
-        task = _task(model)
-        weights = weight_bytes(task, training)
-        few, more = (saved_bytes(task, _batch(model, images), _attention_weights(model, images)) for images in PROBED)
+    tensors, few, more = _probed(_with_distinct_shapes(model))
     micro_batch = training.batch_size // (training.micro_batches or 1)
     halved = training.precision == "bfloat16" and not (isinstance(model, PriorConfig) and model.prior != "pixelcnn")
-    return weights + activations(few, more, micro_batch, device) // (2 if halved else 1)
+    return weight_bytes(tensors, training) + activations(few, more, micro_batch, device) // (2 if halved else 1)
 
 
+@lru_cache(maxsize=_REMEMBERED)
+def _probed(model: Model) -> tuple[int, Kept, Kept]:
+    """Bytes of parameters and buffers, and what forward passes of `PROBED` images keep."""
+    with torch.device("meta"):
+        task = _task(model)
+        few, more = (saved_bytes(task, _batch(model, images), _attention_weights(model, images)) for images in PROBED)
+    return tensor_bytes(task), few, more
+
+
+@lru_cache(maxsize=_REMEMBERED)
 def multiply_adds(model: Model) -> int:
     """Multiplications with an addition in one forward pass of an image or a map, in convolutions and matrix products.
 
@@ -87,13 +102,6 @@ def multiply_adds(model: Model) -> int:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         _task(model).eval()(_batch(model, 1), 0.0)
     return counter.get_total_flops() // 2
-
-
-class Kept(NamedTuple):
-    """Bytes that a forward pass keeps for the backward pass: of all tensors, and of the largest."""
-
-    total: int
-    largest: int
 
 
 def activations(few: Kept, more: Kept, micro_batch: int, device: torch.device) -> int:
@@ -108,10 +116,14 @@ def activations(few: Kept, more: Kept, micro_batch: int, device: torch.device) -
     return int((HEAP if device.type == "cpu" else 1) * total) + WORKING * largest
 
 
-def weight_bytes(task: torch.nn.Module, training: TrainingConfig) -> int:
+def tensor_bytes(task: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*task.parameters(), *task.buffers()))
+
+
+def weight_bytes(tensors: int, training: TrainingConfig) -> int:
     """Bytes of parameters, with gradients, two moments and the average; and of buffers, with the sums of a step."""
-    parameters, buffers = (sum(tensor.nbytes for tensor in own()) for own in (task.parameters, task.buffers))
-    return (5 if training.average_decay else 4) * (parameters + buffers)
+    return (5 if training.average_decay else 4) * tensors
 
 
 def _task(model: Model) -> torch.nn.Module:

@@ -1,11 +1,8 @@
 """The command as a person uses it: what it prints, where things lie, and how it fails."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +13,13 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 from PIL import Image
 
-from pipeline import generate
 from pipeline.cli.main import main
 from pipeline.data.codes.maps import load_codes
 from pipeline.storage import write_json, write_manifest
 
-TINY = ["--hidden", "8", "--residual-channels", "4", "--num-codes", "12", "--steps", "3", "--batch-size", "8"]
-TINY_PRIOR = ["--hidden", "8", "--layers", "2", "--head", "8", "--steps", "3", "--batch-size", "8"]
+ONCE = ["--evaluations", "1", "--checkpoints", "1"]
+TINY = [*ONCE, "--hidden", "8", "--residual-channels", "4", "--num-codes", "12", "--steps", "3", "--batch-size", "8"]
+TINY_PRIOR = [*ONCE, "--hidden", "8", "--layers", "2", "--head", "8", "--steps", "3", "--batch-size", "8"]
 
 
 def gen(*arguments: object) -> Result:
@@ -212,14 +209,6 @@ def test_faults_are_named_in_a_line_or_two_with_an_exit_code(
     assert expected in message
     assert len([line for line in message.splitlines() if line.startswith("gen: error") or "Error" in line]) <= 1
     assert {path: path.read_bytes() for path in before} == before, "nothing is overwritten"
-
-
-def test_a_run_loads_in_another_process_by_its_path_alone(trained: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "sample", str(trained), "--n", "3", "--seed", "8", "--out", "there"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    here = generate(trained, 3, seed=8)
-    assert torch.equal(load_codes(Path("there/codes/000000-000002.safetensors")).levels[0], here.codes[0])
 
 
 def test_tensorboard_is_written_or_missed_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

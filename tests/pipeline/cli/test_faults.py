@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import Model, load
+from pipeline import Model, generate, load
 from pipeline.cli.inputs import in_batches
+from pipeline.data.codes.maps import load_codes
 from pipeline.sampling.samples import bytes_on_disk
+from pipeline.storage import verify
 from stage1_vqvae.noise import add_own_noise
 from tests.pipeline.cli.test_cli import fails, pictures, size_of, succeeds
 
@@ -221,17 +223,18 @@ def run_gen(arguments: Sequence[object], closed: str) -> int:
     return subprocess.run(["sh", "-c", command], env=environment, capture_output=True).returncode
 
 
-@pytest.mark.parametrize("closed", ["012", "2"])
-def test_closed_streams_are_no_reason_to_stop(trained: Path, closed: str) -> None:
-    assert run_gen(["sample", trained, "--n", 3, "--out", "new"], closed) == 0
+def test_a_closed_stream_is_no_reason_to_stop(trained: Path) -> None:
+    assert run_gen(["sample", trained, "--n", 3, "--seed", 8, "--out", "new"], "2") == 0
     assert len(list(Path("new").glob("00000?.png"))) == 3 and size_of("new/000002.png") == (12, 8)
+    codes = load_codes(Path("new/codes/000000-000002.safetensors")).levels[0]
+    assert torch.equal(codes, generate(trained, 3, seed=8).codes[0]), "a run loads in another process by its path alone"
 
 
 def test_training_with_closed_streams_is_finished(tmp_path: Path) -> None:
     data = pictures(tmp_path / "data", (16, 16), "L", 12)
     small = ["--hidden", "8", "--residual-channels", "4", "--num-codes", "8", "--steps", "2", "--batch-size", "4"]
     assert run_gen(["train-vqvae", "--data", data, *small, "--out", "run"], "012") == 0
-    assert Path("run/vqvae/manifest.json").is_file()
+    verify(Path("run/vqvae"))
 
 
 def psnr(output: str) -> float:

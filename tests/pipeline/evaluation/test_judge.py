@@ -1,8 +1,10 @@
 """Judges: what they learn and from what alone, that they judge each image by itself, and how they are kept."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +71,22 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> dict[Number, Judge]:
         return {number: judge(image_set(), number=number) for number in (1, 2)}
 
 
+@pytest.fixture(scope="module")
+def cache_of_few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Judge]:
+    """A cache that holds the judge of `FEW` of twelve images alone. Tests have copies."""
+    folder = tmp_path_factory.mktemp("few") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEN_CACHE", str(folder))
+        return folder, judge(image_set(12), FEW)
+
+
+@pytest.fixture
+def cached(cache_of_few: tuple[Path, Judge], tmp_path: Path) -> Judge:
+    """The judge of `FEW` of twelve images, which the test's own cache holds."""
+    shutil.copytree(cache_of_few[0], tmp_path / "cache")
+    return cache_of_few[1]
+
+
 @numbers
 def test_classes_are_learned_and_seen_in_images_not_trained_on(judges: dict[Number, Judge], number: Number) -> None:
     images, found = image_set(), judges[number]
@@ -130,38 +148,35 @@ def test_a_judge_is_trained_once_for_each_data_set_and_split_and_number() -> Non
     assert len(noted.trained) == 4
 
 
-def test_another_recipe_makes_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = judge(image_set(12), FEW)
+def test_another_recipe_makes_another_judge(cached: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "RECIPE", judge_training.RECIPE + 1)
-    assert judge(image_set(12), FEW).sha256 != first.sha256
+    assert judge(image_set(12), FEW).sha256 != cached.sha256
     assert len(cache.judges()) == 2
 
 
 @pytest.mark.parametrize("name", ["judge.safetensors", "judge.json", "manifest.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{}"])
-def test_a_damaged_judge_is_trained_again_which_is_said(name: str, content: bytes | None) -> None:
+def test_a_damaged_judge_is_trained_again_which_is_said(cached: Judge, name: str, content: bytes | None) -> None:
     noted, images = Noted(), image_set(12)
-    first = judge(images, FEW, noted=noted)
     (folder,) = cache.judges()
     if content is None:
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(content)
     again = judge(images, FEW, noted=noted)
-    assert again.sha256 == first.sha256 and len(noted.trained) == 2
+    assert again.sha256 == cached.sha256 and len(noted.trained) == 1
     assert len(noted.lines) == 1 and noted.lines[0].startswith("the judge in the cache is trained again: ")
     judge(images, FEW, noted=noted)
-    assert len(noted.trained) == 2
+    assert len(noted.trained) == 1
 
 
-def test_other_weights_under_a_true_manifest_are_found(judges: dict[Number, Judge]) -> None:
+def test_other_weights_under_a_true_manifest_are_found(cached: Judge, judges: dict[Number, Judge]) -> None:
     """As of a folder that was copied from another cache."""
-    noted, images = Noted(), image_set(12)
-    first = judge(images, FEW, noted=noted)
+    noted = Noted()
     (folder,) = cache.judges()
     save_tensors(folder / "judge.safetensors", judges[1].network.state_dict())
     write_manifest(folder, ["judge.json", "judge.safetensors"])
-    assert judge(images, FEW, noted=noted).sha256 == first.sha256
+    assert judge(image_set(12), FEW, noted=noted).sha256 == cached.sha256
     assert "judge.safetensors is not the one that judge.json describes" in noted.lines[0]
 
 
@@ -182,8 +197,8 @@ def test_a_training_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert list(cache.judges_folder().iterdir()) == []
 
 
+@pytest.mark.usefixtures("cached")
 def test_the_command_lists_judges_and_clears_them() -> None:
-    judge(image_set(12), FEW)
     (folder,) = cache.judges()
     listed = CliRunner().invoke(main, ["cache"])
     assert listed.exit_code == 0 and "judges      1, " in listed.output
