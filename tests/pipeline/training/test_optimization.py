@@ -95,25 +95,31 @@ def test_a_step_with_a_gradient_that_is_no_number_changes_nothing(
     assert json.loads((last_checkpoint(stage) / "step.json").read_text())["skipped"] == 1
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A precision, and a run of both stages in it of which two steps are skipped. Tests only read it."""
+    precision, run = str(request.param), tmp_path_factory.mktemp("uninterrupted") / "run"
+    torch.set_num_threads(1)  # as in tests
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, 5, 6)
+        for train in (stage1, _stage2):
+            assert len(load_tensors(train(run, precision=precision) / "model.safetensors")) > 5
+    return precision, run
+
+
 @pytest.mark.parametrize("after", [PER_EPOCH, 2 * PER_EPOCH, 2 * PER_EPOCH - 1])
 def test_a_resumed_run_with_a_skipped_step_equals_the_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[str, Path], after: int
 ) -> None:
     """Both stages, dropout and flips on, cut off at the end of an epoch or inside one, before or after the skip."""
+    (precision, whole_run), run = uninterrupted, tmp_path / "run"
     poison(monkeypatch, 5, 6)
-    runs = {name: tmp_path / name for name in ("whole", "parts")}
-    for name, run in runs.items():
-        for train in (stage1, _stage2):
-            if name == "parts":
-                with pytest.raises(PowerCutError):
-                    train(run, precision=precision, reporter=interrupting(after))
-                stage = train(run, precision=precision, resume="auto")
-            else:
-                stage = train(run, precision=precision)
-            assert len(load_tensors(stage / "model.safetensors")) > 5
+    for train in (stage1, _stage2):
+        with pytest.raises(PowerCutError):
+            train(run, precision=precision, reporter=interrupting(after))
+        train(run, precision=precision, resume="auto")
     for part in ("vqvae", "prior/0"):
-        whole, parts = (run / part for run in runs.values())
+        whole, parts = whole_run / part, run / part
         assert_same_files(last_checkpoint(whole), last_checkpoint(parts))
         assert_same_files(whole, parts)
         records = [json.loads((last_checkpoint(stage) / "step.json").read_text()) for stage in (whole, parts)]

@@ -42,7 +42,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def sharpened(run: Path, **options: Any) -> Path:
     images, targets = shapes()
-    sharpen(run, images=images, targets=targets, **{"steps": 6, **options})
+    sharpen(run, images=images, targets=targets, **{"steps": 6, "evaluations": 2, "checkpoints": 2, **options})
     return run
 
 
