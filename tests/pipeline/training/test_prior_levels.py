@@ -84,7 +84,7 @@ def test_minutes_are_shared_by_the_levels(
     monkeypatch.setattr("pipeline.training.launch.steps_within", lambda *_: Timed(5, 100.0))  # whatever else runs here
     run = shutil.copytree(stage1["hierarchical"], tmp_path / "run")
     options = {name: value for name, value in TINY_PRIOR.items() if name != "steps"}
-    train_prior(run, images=IMAGES, targets=TARGETS, force=True, max_minutes=30, evaluations=1, **options)
+    train_prior(run, images=IMAGES, targets=TARGETS, force=True, max_minutes=30, **options)
     minutes = [read_config(run / "prior" / level, PriorRun).training.max_minutes or 0 for level in ("0", "1")]
     assert min(minutes) > 0 and sum(minutes) < 30, "less what encoding took"
     assert minutes[1] / minutes[0] == pytest.approx(4), "as many times the positions"
