@@ -13,6 +13,9 @@ from tests.stage2_prior.priors import prior_classes, random_codes, small_prior
 
 every_prior = pytest.mark.parametrize("kind", prior_classes())
 SIZES = [(1, 1), (1, 6), (6, 1), (4, 5), (7, 3), (5, 8)]
+# Each size, with and without classes and in either precision; and at one size either precision with and without.
+CASES = [(*size, *options) for size in SIZES for options in ((0, torch.float64), (3, torch.float32))]
+CASES += [(4, 5, 3, torch.float64), (4, 5, 0, torch.float32)]
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
@@ -59,9 +62,7 @@ def test_the_memory_of_a_stepper_is_that_of_all_tensors_it_holds(kind: type[Prio
 
 
 @every_prior
-@pytest.mark.parametrize("dtype", BOUND)
-@pytest.mark.parametrize("num_classes", [0, 3])
-@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("height", "width", "num_classes", "dtype"), CASES)
 def test_teacher_forced_logits_are_those_of_the_forward_pass(
     kind: type[Prior], height: int, width: int, num_classes: int, dtype: torch.dtype
 ) -> None:
