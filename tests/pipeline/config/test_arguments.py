@@ -86,20 +86,21 @@ WRONG = {
 }
 
 
-def type_check(path: Path, code: str) -> list[str]:
-    """What mypy complains of, a line each."""
-    path.write_text(code)
+def type_check(*paths: Path) -> list[str]:
+    """What mypy complains of in files, a line each."""
     command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--no-error-summary"]
-    command += ["--follow-imports", "silent", str(path)]
+    command += ["--follow-imports", "silent", *map(str, paths)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert not done.stderr, done.stderr
     return [line for line in done.stdout.splitlines() if ": error: " in line]
 
 
 def test_a_type_checker_accepts_right_calls_and_rejects_misspelt_ones(tmp_path: Path) -> None:
-    assert type_check(tmp_path / "right.py", RIGHT) == []
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(RIGHT)
+    wrong.write_text(RIGHT + "\n".join(WRONG))
+    complaints = type_check(right, wrong)
     first = len(RIGHT.splitlines()) + 1
-    complaints = type_check(tmp_path / "wrong.py", RIGHT + "\n".join(WRONG))
-    assert len(complaints) == len(WRONG)
+    assert len(complaints) == len(WRONG), "and none of what is right"
     for line, (complaint, expected) in enumerate(zip(complaints, WRONG.values(), strict=True), first):
         assert f"wrong.py:{line}: " in complaint and expected in complaint
