@@ -102,11 +102,13 @@ def retrieval(model: Model, train: Labelled, test: Labelled) -> dict[str, object
         distances["positions that differ"] = torch.stack([(second != one).sum(1) for one in first]).float()
     assert train.labels is not None and test.labels is not None
     classes, wanted = train.labels, test.labels[:_QUERIES, None]
-    return {name: _share(own.topk(_NEAREST, 1, largest=False).indices.numpy(), classes, wanted)
+    return {name: _of_their_class(own.topk(_NEAREST, 1, largest=False).indices.numpy(), classes, wanted)
             for name, own in distances.items()}  # fmt: skip
 
 
-def _share(found: Int[np.ndarray, "n k"], classes: Int[np.ndarray, "m"], wanted: Int[np.ndarray, "n 1"]) -> float:
+def _of_their_class(
+    found: Int[np.ndarray, "n k"], classes: Int[np.ndarray, "m"], wanted: Int[np.ndarray, "n 1"]
+) -> float:
     return round(100 * float((classes[found] == wanted).mean()), 1)
 
 

@@ -65,7 +65,7 @@ def test_latents_are_what_a_continuous_bottleneck_encodes_to(bottleneck: Any) ->
     assert found.keys() == {"encoder", "vectors0", "latents"}
 
 
-def test_an_odd_number_of_rows_shares_the_middle_one_and_a_single_one_stays() -> None:
+def test_quarters_of_an_odd_number_of_rows_have_the_middle_one_in_common() -> None:
     maps = torch.arange(6.0).reshape(1, 1, 3, 2)  # rows 0 1, 2 3, 4 5
     assert pooled(maps).tolist() == [[[[1.0, 2.0], [3.0, 4.0]]]]
     assert pooled(maps[:, :, :1]).tolist() == [[[[0.0, 1.0]]]]
