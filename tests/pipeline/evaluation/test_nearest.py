@@ -16,7 +16,7 @@ from tests.tiny import TINY_VQVAE, shapes, tiny_vqvae
 IMAGES, TARGETS = shapes()
 
 
-def looked_through(run: Path) -> np.ndarray:
+def searched(run: Path) -> np.ndarray:
     split = load_split(run / "vqvae" / "split.safetensors")
     assert len(split.test)
     return np.sort(np.concatenate([split.train, split.validation]))
@@ -28,7 +28,7 @@ def all_distances(run: Path, images: np.ndarray) -> np.ndarray:
     decode = model.vqvae.network.levels.decode
     ours, theirs = (
         decode(tuple(level for level in model.encode(those))).double().flatten(1).numpy()
-        for those in (images, IMAGES[looked_through(run)])
+        for those in (images, IMAGES[searched(run)])
     )
     return np.sqrt(np.square(ours[:, None] - theirs[None]).sum(2))
 
@@ -41,7 +41,7 @@ def test_the_nearest_are_those_of_all_distances(trained: Path, monkeypatch: pyte
     order = expected.argsort(1, kind="stable")[:, :5]
     np.testing.assert_allclose(found.distances, np.take_along_axis(expected, order, 1), atol=1e-6)
     # Which of equally near ones comes first is a matter of rounding.
-    rows = np.searchsorted(looked_through(trained), found.indices)
+    rows = np.searchsorted(searched(trained), found.indices)
     np.testing.assert_allclose(np.take_along_axis(expected, rows, 1), found.distances, atol=1e-6)
     assert all(len(set(row)) == 5 for row in found.indices.tolist())
     assert np.array_equal(found.images(2), IMAGES[found.indices[2]])
@@ -49,7 +49,7 @@ def test_the_nearest_are_those_of_all_distances(trained: Path, monkeypatch: pyte
 
 
 def test_an_image_of_the_run_is_nearest_to_itself_and_one_of_the_test_part_is_not_found(trained: Path) -> None:
-    known = looked_through(trained)
+    known = searched(trained)
     found = nearest(trained, IMAGES[known], data=torch.from_numpy(IMAGES), targets=TARGETS, k=1)
     np.testing.assert_allclose(found.distances, 0, atol=1e-5)
     left_out = np.setdiff1d(np.arange(len(IMAGES)), known)
