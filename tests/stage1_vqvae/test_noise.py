@@ -58,11 +58,13 @@ def test_the_encoder_sees_noise_and_the_target_is_clean() -> None:
 
 def test_a_validation_measures_how_well_it_denoises() -> None:
     task, images = task_with(0.2).eval(), random_images(6)
+    task.initialise([images], torch.Generator().manual_seed(0))  # of a random codebook noise would change no code
     result = task.summarise(task.evaluate(images))
     noisy = add_own_noise(images, 0.2)
     with torch.no_grad():
         reconstruction = task.network(noisy).reconstruction.double().numpy()
         codes = task.network.encode(noisy)
+    assert not torch.equal(codes[0], task.network.encode(images)[0])
     error = np.square(reconstruction - (images.double().numpy() / 255 - 0.5)).mean()
     assert result.values["nmse"] == pytest.approx(error / 0.04, rel=1e-5)
     frequencies = torch.bincount(codes[0].flatten(), minlength=12).double() / codes[0].numel()
