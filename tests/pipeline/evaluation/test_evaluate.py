@@ -178,9 +178,10 @@ def test_schedules_are_compared_and_are_one_at_scale_one(run: Path) -> None:
         evaluate(run, **cast(EvaluateArguments, {"guidance_schedule": "fast"}))
 
 
+@pytest.mark.usefixtures("found")
 def test_a_second_judge_is_kept_beside_the_first(run: Path) -> None:
-    (first,), (second,) = evaluate(run), evaluate(run, judge=2)
-    assert first.judge.sha256 != second.judge.sha256 and second.judge.number == 2
+    first, (second,) = read_evaluation(RunFolder(run)), evaluate(run, judge=2)
+    assert first is not None and first.judge.sha256 != second.judge.sha256 and second.judge.number == 2
     assert read_evaluation(RunFolder(run)) == first and read_evaluation(RunFolder(run), 2) == second
     assert first.stage2 == second.stage2 and first.floor != second.floor
 
@@ -389,12 +390,11 @@ def test_lpips_is_measured_where_images_are_large_enough(tmp_path: Path, monkeyp
     assert any(note.startswith("no FID: the weights") for note in found.notes)
 
 
-def test_a_figure_and_an_evaluation_read_back_as_written(run: Path) -> None:
-    (found,) = evaluate(run)
+def test_an_evaluation_by_no_judge_there_is_is_not_read(run: Path, found: Evaluation, tmp_path: Path) -> None:
     assert isinstance(found, Evaluation) and isinstance(found.stage1["nmse"], Figure)
-    path = run / "evaluation.json"
+    path = Path(shutil.copytree(run, tmp_path / "run")) / "evaluation.json"
     content = json.loads(path.read_text())
     content["judge"]["number"] = 3
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"evaluation\.json"):
-        read_evaluation(RunFolder(run))
+        read_evaluation(RunFolder(path.parent))

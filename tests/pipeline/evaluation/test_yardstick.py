@@ -43,7 +43,7 @@ def digits() -> Parts:
 def yardstick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yardstick]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GEN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(training, "_FEWEST_STEPS", 80)
+        patch.setattr(training, "_FEWEST_STEPS", 50)
         yield yardstick_of(digits(), EvaluateConfig(), flip=False, device=CPU, reporter=Silent())
 
 
