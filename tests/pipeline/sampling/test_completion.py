@@ -112,8 +112,14 @@ def joint(model: Model, maps: Tensor) -> np.ndarray:
     return np.asarray(np.array(prior.config.class_weights) * np.exp(-torch.stack(nats, 1).detach().numpy()))
 
 
-def undecided(model: Model, kept: int) -> tuple[Part, np.ndarray]:
-    """A part whose row `kept` leaves open of which class it is; and the law of the other row, over both classes."""
+@pytest.fixture(scope="module")
+def undecided(learned: Model) -> dict[int, tuple[Part, np.ndarray]]:
+    """By the row that is kept, 0 or 1: a part where this leaves open of which class it is; and the law of the other
+    row, over both classes."""
+    return {kept: undecided_part(learned, kept) for kept in (0, 1)}
+
+
+def undecided_part(model: Model, kept: int) -> tuple[Part, np.ndarray]:
     candidates = []
     for row in ROWS:
         maps = torch.stack([row.expand(125, -1), ROWS][:: 1 if kept == 0 else -1], 1)
@@ -148,8 +154,10 @@ def test_without_a_class_it_follows_from_what_is_kept(learned: Model) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_of_many_candidates_the_chosen_follow_the_law_of_the_rest_given_what_is_kept(learned: Model, kept: int) -> None:
-    sampler, (part, law), n, candidates = learned.sampler(seed=0, options=LEARNED), undecided(learned, kept), 1000, 50
+def test_of_many_candidates_the_chosen_follow_the_law_of_the_rest_given_what_is_kept(
+    learned: Model, undecided: dict[int, tuple[Part, np.ndarray]], kept: int
+) -> None:
+    sampler, (part, law), n, candidates = learned.sampler(seed=0, options=LEARNED), undecided[kept], 1000, 50
     assert isinstance(sampler, CodeSampler)
     codes, weights = _candidates(sampler, part, n, candidates)
     drawn = (codes[0][:, 1 - kept].long() @ torch.tensor([25, 5, 1])).reshape(n, candidates)
@@ -206,8 +214,10 @@ def weights_by_hand(model: Model, part: Part, codes: Tensor, seed: int) -> tuple
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_a_candidates_weight_counts_its_class_once(learned: Model, kept: int) -> None:
-    part, _ = undecided(learned, kept)
+def test_a_candidates_weight_counts_its_class_once(
+    learned: Model, undecided: dict[int, tuple[Part, np.ndarray]], kept: int
+) -> None:
+    part, _ = undecided[kept]
     sampler = learned.sampler(seed=4, options=LEARNED)
     assert isinstance(sampler, CodeSampler)
     codes, weights = _candidates(sampler, part, 5, 8)
@@ -220,8 +230,10 @@ def test_a_candidates_weight_counts_its_class_once(learned: Model, kept: int) ->
         assert float(weights.max() - weights.min()) > 0.1
 
 
-def test_with_a_class_the_weight_is_the_probability_of_what_is_kept(learned: Model) -> None:
-    part, _ = undecided(learned, 1)
+def test_with_a_class_the_weight_is_the_probability_of_what_is_kept(
+    learned: Model, undecided: dict[int, tuple[Part, np.ndarray]]
+) -> None:
+    part, _ = undecided[1]
     sampler = learned.sampler(seed=4, label=1, options=LEARNED)
     assert isinstance(sampler, CodeSampler)
     codes, weights = _candidates(sampler, part, 2, 4)
@@ -271,9 +283,9 @@ def test_what_is_filled_in_is_the_rounded_mean_of_its_known_neighbours() -> None
 
 
 def test_candidates_are_the_same_however_many_are_drawn_at_a_time(
-    learned: Model, monkeypatch: pytest.MonkeyPatch
+    learned: Model, undecided: dict[int, tuple[Part, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part, _ = undecided(learned, 1)
+    part, _ = undecided[1]
     sampler = learned.sampler(seed=4, options=LEARNED)
     assert isinstance(sampler, CodeSampler)
     [codes], weights = _candidates(sampler, part, 5, 4)
