@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers; a 
     from pipeline.reporting import Reporter as Reporter
     from pipeline.reporting import Silent as Silent
     from pipeline.runs.evaluation import Evaluation as Evaluation
+    from pipeline.runs.published.pull import pull as pull
+    from pipeline.runs.published.push import push as push
     from pipeline.runs.validation import Metrics as Metrics
     from pipeline.sampling.complete import Completions as Completions
     from pipeline.sampling.complete import complete as complete
@@ -76,6 +78,8 @@ _EXPORTS = {
     "pipeline.evaluation.report.report": ("report",),
     "pipeline.reporting": ("Console", "Lines", "Reporter", "Silent"),
     "pipeline.runs.evaluation": ("Evaluation",),
+    "pipeline.runs.published.pull": ("pull",),
+    "pipeline.runs.published.push": ("push",),
     "pipeline.runs.validation": ("Metrics",),
     "pipeline.sampling.complete": ("Completions", "complete"),
     "pipeline.sampling.features": ("features", "features_file"),

@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _File:
-    """What the manifest says of a file."""
+class ListedFile:
+    """What a manifest says of a file."""
 
     bytes: int
     sha256: str
@@ -75,12 +75,19 @@ def naming(path: Path) -> Iterator[None]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Write into the yielded folder; it takes its name, with a manifest, only once all of it is on the disk."""
+    with atomic_tree(path) as unfinished:
+        yield unfinished
+        write_manifest(unfinished, sorted(file.name for file in unfinished.iterdir()))
+
+
+@contextmanager
+def atomic_tree(path: Path) -> Iterator[Path]:
+    """Write into the yielded folder, and bring what is written to the disk; at the end it takes its name, as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
     try:
         with naming(path):
             yield unfinished
-        write_manifest(unfinished, sorted(file.name for file in unfinished.iterdir()))
         unfinished.chmod(0o777 & ~_umask())
         _take_name(unfinished, path)
         sync(path.parent)
@@ -167,14 +174,18 @@ def _described(paths: Mapping[str, Path]) -> JsonObject:
     return {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items()}
 
 
+def read_manifest(folder: Path) -> dict[str, ListedFile]:
+    """What the manifest of a folder says of its files, by name. Raises CheckpointError."""
+    return validated(folder / MANIFEST, read_json(folder / MANIFEST), dict[str, ListedFile])
+
+
 def verify(folder: Path) -> None:
     """Raise CheckpointError unless every file of the manifest is there and unchanged."""
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} holds no finished model (no {MANIFEST})")
-    manifest = folder / MANIFEST
-    files = validated(manifest, read_json(manifest), dict[str, _File])
+    files = read_manifest(folder)
     if not files:
-        raise CheckpointError(f"{manifest} lists no files; copy the folder again, or resume from a checkpoint")
+        raise CheckpointError(f"{folder / MANIFEST} lists no files; copy the folder again, or resume from a checkpoint")
     for name, expected in files.items():
         path = folder / Path(name).name
         if not path.is_file():

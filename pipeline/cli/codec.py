@@ -90,7 +90,7 @@ def _write_codes(model: Model, images: ImageSet, out: Path, reporter: Reporter) 
     with atomic_file(out) as unfinished:
         save_codes(unfinished, maps, {"codes_sha256": model.vqvae.codes_sha256, "fingerprint": images.fingerprint})
     sizes = " + ".join(f"{level.shape[-2]} x {level.shape[-1]}" for level in maps.levels)
-    back = f"gen decode {out} --run {model.run.folder.path} --out DIR"
+    back = f"gen decode {out} --run {model.run.called} --out DIR"
     return f"{len(maps):,} code maps, {sizes}; back to images: {back}"
 
 
@@ -148,7 +148,7 @@ def compress_command(
         f"wrote {out}: {done.images:,} images of {images.shape[1]}x{images.shape[2]} in {done.bytes:,} bytes, "
         f"{done.bytes / done.images:.1f} an image, {8 * done.bytes / pixels:.3f} bits a pixel; {done.payload_bytes:,} "
         f"bytes are codes, in {done.blocks:,} blocks{raw}; back to images: gen decompress {out} --run "
-        f"{model.run.folder.path} --out DIR"
+        f"{model.run.called} --out DIR"
     )
 
 

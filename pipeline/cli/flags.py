@@ -31,6 +31,7 @@ decoder_option = click.option(
     type=click.Choice(get_args(DecoderName)),
     help="That of stage 1, or that of `gen sharpen` [default: sharp where there is one].",
 )
+_RUN_HELP = "Run folder, pretrained:digits, or hf://USER/NAME [default: the newest]."
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress; errors and the result alone.")
 
 
@@ -83,7 +84,7 @@ def _click_type(hint: object) -> click.Choice[str | int] | type:
 
 def run_option(command: Command[...]) -> Command[...]:
     """`--run`, which every command about a run takes."""
-    return click.option("--run", type=click.Path(path_type=Path), help="Run folder [default: the newest].")(command)
+    return click.option("--run", type=click.Path(path_type=Path), help=_RUN_HELP)(command)
 
 
 def run_argument(command: Command[...]) -> Command[...]:

@@ -263,7 +263,7 @@ def announce(reporter: Reporter, model: Model, task: str) -> None:
     config = model.vqvae.config.model
     facts = [
         ("task", task),
-        ("run", str(model.run.folder.path)),
+        ("run", model.run.called),
         ("device", str(model.device)),
         ("images", f"{images_in_words(config)}, {model.run.decoder} decoder"),
         ("codes", codes_in_words(config)),

@@ -77,7 +77,7 @@ def doctor_command() -> None:
 @click.command("cache")
 @click.option("--clear", is_flag=True, help="Remove all that no command is using, downloads included.")
 def cache_command(clear: bool) -> None:
-    """Say which decoded and downloaded images, and judges of images, are kept, and how much they take.
+    """Say which images, decoded or downloaded, runs of the Hub, and judges of images are kept, and how much they take.
 
     GEN_CACHE names another folder for them. With GEN_CACHE_GIB=20 those decoded sets that were not used for longest are
     removed, before others are decoded, so that all take 20 GiB at most.
@@ -95,6 +95,7 @@ def cache_command(clear: bool) -> None:
     rows += [(f"  {entry.data}", _in_words(entry)) for entry in reversed(entries)]
     rows += [("downloaded", in_words(cache.size_of(cache.downloads_folder())))]
     rows += [(f"  {name}", in_words(size)) for name, size in cache.downloads()]
+    rows += [("runs of the Hub", in_words(cache.size_of(cache.hub_folder())))]
     rows += [("judges", f"{len(cache.judges())}, {in_words(cache.size_of(cache.judges_folder()))}")]
     say_result(table(rows))
 

@@ -1,4 +1,4 @@
-"""`gen info`, `gen status`."""
+"""`gen info`, `gen status`, `gen pull`, `gen push`."""
 
 import json
 from dataclasses import asdict
@@ -7,15 +7,17 @@ from pathlib import Path
 import click
 import torch
 
-from pipeline.cli.flags import run_argument, say_result
+from pipeline.cli.flags import quiet_option, run_argument, say_result
 from pipeline.data.splits import load_split
 from pipeline.errors import UsageError
-from pipeline.reporting import table
+from pipeline.reporting import reporter_for_command, table
 from pipeline.runs.evaluation import read_evaluation
 from pipeline.runs.layout import CHECKPOINTS, RUNS, SHARP, SPLIT, RunFolder, is_finished
 from pipeline.runs.loading import LoadedPrior, LoadedVQVAE, load_prior, load_vqvae
 from pipeline.runs.opening import Run, open_run
 from pipeline.runs.overview import in_words, overview, runs_in
+from pipeline.runs.published.pull import pull
+from pipeline.runs.published.push import push
 from pipeline.runs.saved import PriorRun, codes_in_words, images_in_words, network_in_words
 from pipeline.runs.validation import read_validation
 from pipeline.sampling.options import differing_hashes
@@ -33,7 +35,7 @@ def info_command(run: Path | None) -> None:
         return
     opened = open_run(run, "finished")
     folder, vqvae = opened.folder, load_vqvae(opened, torch.device("cpu"))
-    rows = [("run", str(folder.path)), *_vqvae(folder, vqvae), *_decoder(opened, vqvae.decoder_sha256)]
+    rows = [("run", opened.called), *_vqvae(folder, vqvae), *_decoder(opened, vqvae.decoder_sha256)]
     loaded = []
     for level, prior in enumerate(opened.priors):
         if prior is None:
@@ -119,4 +121,33 @@ def status_command(folder: Path, as_json: bool) -> None:
         say_result("  ".join(cells).rstrip())
 
 
-COMMANDS = (info_command, status_command)
+@click.command("pull")
+@click.argument("name", metavar="USER/NAME")
+@click.option("--out", type=click.Path(path_type=Path), help="New run folder [default: runs/NAME].")
+@click.option("--revision", help="A branch, a tag or a commit [default: the newest].")
+@quiet_option
+def pull_command(name: str, out: Path | None, revision: str | None, quiet: bool) -> None:
+    """Copy a run of the Hugging Face Hub, or pretrained:digits, into a folder of your own.
+
+    Each file is checked by its hash. HF_ENDPOINT names another server.
+    """
+    run = pull(name, out, revision=revision, reporter=reporter_for_command(quiet))
+    say_result(f"wrote {run}; next: gen info {run}")
+
+
+@click.command("push")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="USER/NAME")
+@click.option("--private", is_flag=True, help="Make the repository for you alone, if it is new.")
+@quiet_option
+def push_command(run: Path, repository: str, private: bool, quiet: bool) -> None:
+    """Publish a run on the Hugging Face Hub, where `gen pull USER/NAME` finds it.
+
+    Log in with `hf auth login`, or set HF_TOKEN. This has been tried against a server of our own that speaks the Hub's
+    protocol, and not yet against the Hub itself.
+    """
+    address = push(run, repository, private=private, reporter=reporter_for_command(quiet))
+    say_result(f"published {run} at {address}; next: gen pull {repository}")
+
+
+COMMANDS = (info_command, status_command, pull_command, push_command)

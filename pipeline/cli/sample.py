@@ -100,7 +100,7 @@ def _task(model: Model, config: SampleConfig, sampling: SamplingOptions, files: 
     return table(
         [
             ("task", f"draw {config.n:,} images as {files.format}, seed {config.seed}, {sharpened}"),
-            ("run", str(model.run.folder.path)),
+            ("run", model.run.called),
             ("device", str(model.device)),
             ("codes", codes_in_words(vqvae)),
             ("images", f"{images_in_words(vqvae)}, {model.run.decoder} decoder"),

@@ -160,11 +160,11 @@ def _check_belongs(path: Path, header: Header, model: Model) -> None:
     theirs = {"codes_sha256": header.codes_sha256, "prior_sha256": header.prior_sha256}
     config = model.vqvae.config.model
     if header.grids != config.grids[: len(header.grids)] or header.num_codes != config.num_codes:
-        raise CheckpointError(f"{path} says that its maps are of other sizes than those of {model.run.folder.path}")
+        raise CheckpointError(f"{path} says that its maps are of other sizes than those of {model.run.called}")
     differing = [f"{name} {theirs[name][:12]}, not {ours[name][:12]}" for name in ours if theirs[name] != ours[name]]
     if differing:
         raise CheckpointError(
-            f"{path} was compressed with another run than {model.run.folder.path}: {'; '.join(differing)}; name that "
+            f"{path} was compressed with another run than {model.run.called}: {'; '.join(differing)}; name that "
             "run with --run"
         )
 

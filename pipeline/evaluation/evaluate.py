@@ -106,7 +106,7 @@ def _check_alike(models: Sequence[Model]) -> None:
         names = [name for name, differs in differing.items() if differs]
         if names:
             raise UsageError(
-                f"{first.run.folder.path} and {other.run.folder.path} have different {' and '.join(names)}, so that "
+                f"{first.run.called} and {other.run.called} have different {' and '.join(names)}, so that "
                 "their judges would differ, and figures of one would say nothing beside those of the other; evaluate "
                 "them one at a time"
             )
@@ -142,7 +142,8 @@ class _Evaluating:
     notes: list[str] = field(default_factory=list)
 
     def check_writable(self) -> None:
-        """Raise ResourceError, before any work, where the figures could not be written."""
+        """Raise UsageError or ResourceError, before any work, where the figures could not be written."""
+        self.model.run.check_is_own()
         check_writable(evaluation_file(self.model.run.folder, self.config.judge))
 
     def plan(self) -> None:

@@ -1,5 +1,6 @@
 """README.md of a run folder: what this model is, its data, its numbers, how to load it."""
 
+import re
 from pathlib import Path
 
 from pipeline.runs.evaluation import Evaluation
@@ -39,6 +40,13 @@ def write_card(folder: RunFolder, evaluation: Evaluation | None = None) -> None:
     if text != before:
         with atomic_file(path) as unfinished:
             unfinished.write_text(text, "utf-8", "backslashreplace")
+
+
+def name_in_card(path: Path, name: str) -> None:
+    """Let a card of ours say that the run is loaded by this name; anybody else's is left as it is."""
+    text = path.read_text("utf-8", "replace")
+    if _OURS in text:
+        path.write_text(re.sub(r'(?m)^model = load\(".*"\)', f'model = load("{name}")', text), "utf-8")
 
 
 def _vqvae(config: VQVAERun) -> dict[str, str]:

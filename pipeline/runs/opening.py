@@ -1,5 +1,6 @@
 """Opening a run: each configuration is parsed once, each file verified once, of the stages that are needed alone."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -7,6 +8,7 @@ from typing import Literal, get_args
 from pipeline.config.sampling import DecoderName
 from pipeline.errors import CheckpointError, GenError, UsageError
 from pipeline.runs.layout import IN_PROGRESS, RUNS, SHARP, WEIGHTS, RunFolder, is_finished
+from pipeline.runs.published.names import folder_of, published_name
 from pipeline.runs.saved import SAMPLED_FROM_NORMAL, DecoderRun, PriorRun, VQVAERun, read_config
 from pipeline.storage import check_paths, verify
 
@@ -22,15 +24,34 @@ class Run:
     vqvae: VQVAERun
     priors: tuple[PriorRun | None, ...]  # of each level of codes, None where there is no finished one; () if not needed
     sharp: DecoderRun | None = None  # the decoder that stands in for that of stage 1
+    name: str | None = None  # of a published run, which is not written into
 
     @property
     def decoder(self) -> DecoderName:
         """Which decoder makes the images."""
         return "plain" if self.sharp is None else "sharp"
 
+    @property
+    def called(self) -> str:
+        """What names this run: its path, or the name it is published under."""
+        return self.name or str(self.folder.path)
+
+    @property
+    def outputs(self) -> RunFolder:
+        """Where what is made of it goes unless told otherwise: into it, or beside the runs here if it is published."""
+        return self.folder if self.name is None else RunFolder(RUNS / re.sub(r"[^\w.]+", "-", self.name))
+
+    def check_is_own(self, otherwise: str = "") -> None:
+        """Raise UsageError for a published run; `otherwise` is what to do besides copying it."""
+        if self.name is not None:
+            raise UsageError(
+                f"{self.name} is a published run, which is not written into; copy it into a folder of your own with "
+                f"`gen pull {self.name}`{otherwise}"
+            )
+
     def check_can_be_sampled(self) -> None:
         """Raise UsageError or CheckpointError unless images can be sampled from this run."""
-        path, model = self.folder.path, self.vqvae.model
+        path, model = self.called, self.vqvae.model
         if not model.is_discrete:
             check_latents(self.vqvae)
             return
@@ -60,14 +81,15 @@ class Run:
 def open_run(path: str | Path | None, needed: Needed, decoder: DecoderName | None = None) -> Run:
     """Open the named run, or the newest under runs/: parse the configurations of what is needed, and verify its files.
 
+    `path`: a folder, pretrained:NAME, or hf://USER/NAME, which is downloaded unless it is in the cache.
     `decoder`: which one makes its images; by default the sharp one where there is one.
     Raises UsageError or CheckpointError, also when there is no run with what is needed.
     """
     check_paths(run=path)
     if decoder is not None and not (isinstance(decoder, str) and decoder in get_args(DecoderName)):
         raise UsageError(f"decoder {decoder!r:.60} is neither of {' and '.join(get_args(DecoderName))}")
-    run = _parse(RunFolder(Path(path)), needed) if path is not None else _newest(needed)
-    run = replace(run, sharp=_sharp(run.folder, decoder))
+    run = _parse(RunFolder(folder_of(path)), needed) if path is not None else _newest(needed)
+    run = replace(run, sharp=_sharp(run.folder, decoder), name=None if path is None else published_name(path))
     if needed == "samples":
         run.check_can_be_sampled()
     verify(run.folder.vqvae)

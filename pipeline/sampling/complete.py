@@ -75,7 +75,7 @@ def complete(
     model = loaded(run, "samples", device, decoder=decoder)
     if not model.vqvae.config.model.is_discrete:
         raise UsageError(
-            f"the codes of {model.run.folder.path} are numbers, and no prior says how the rest follows from a part"
+            f"the codes of {model.run.called} are numbers, and no prior says how the rest follows from a part"
         )
     sampler = model.sampler(seed=config.seed, label=label, options=sampling, watch=watch)
     assert isinstance(sampler, CodeSampler)

@@ -127,6 +127,7 @@ def generate_files(
 ) -> Generated:
     """Draw the images of `generate` into a folder, by default RUN/samples/seed-SEED; memory does not grow with n.
 
+    A published run is not written into: RUN is then a folder of its name under runs/, such as runs/pretrained-digits.
     Finished images are written, a part at a time, while others are drawn. Called again with the same arguments, or
     with a larger `n`, it draws what is missing, and leaves what is there. Processes divide the missing parts, and meet
     only at the end. `options` are the fields of SampleConfig, SamplingOptions and FileConfig. Raises UsageError, also
@@ -138,7 +139,7 @@ def generate_files(
     accelerator = processes.start()
     model, sampling = _loaded_alike(run, device, options.get("precision"), decoder, sampling, accelerator)
     sampler = model.sampler(seed=config.seed, label=label, options=sampling)
-    folder = Path(out) if out else samples_folder(model.run.folder, config.seed, label)
+    folder = Path(out) if out else samples_folder(model.run.outputs, config.seed, label)
     say = reporter or Silent()
     request = _request(model, sampler, files)
     with sample_folder(folder, request, accelerator), _status_kept(model.run.folder, folder, accelerator, say):

@@ -46,7 +46,7 @@ class Model:
         config = self.vqvae.config.model
         kinds = ", ".join(prior.config.model.prior for prior in self.priors) or "no prior"
         return (
-            f"Model({str(self.run.folder.path)!r}: images {images_in_words(config)}, codes {codes_in_words(config)}, "
+            f"Model({self.run.called!r}: images {images_in_words(config)}, codes {codes_in_words(config)}, "
             f"{kinds}, {len(self.vqvae.config.class_names)} classes, {self.precision} on {self.device})"
         )
 
@@ -91,7 +91,7 @@ class Model:
         """Raise UsageError unless the codes have so many levels."""
         there = self.vqvae.config.model.levels
         if levels is not None and not (isinstance(levels, int | np.integer) and 1 <= levels <= there):
-            raise UsageError(f"--levels {levels!r:.30}: the codes of {self.run.folder.path} have {there}")
+            raise UsageError(f"--levels {levels!r:.30}: the codes of {self.run.called} have {there}")
 
     @property
     def images_at_a_time(self) -> int:

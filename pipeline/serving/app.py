@@ -74,7 +74,7 @@ def app(
     )
     with Interruption(accelerator) as interruption, _launched(served, config) as page:
         public = f" and {page.share_url}" if config.share else ""
-        reporter.say(f"{model.run.folder.path} is shown at {page.local_url}{public}; Ctrl-C ends it")
+        reporter.say(f"{model.run.called} is shown at {page.local_url}{public}; Ctrl-C ends it")
         while not interruption.signal_number:
             time.sleep(_WAIT)
 

@@ -58,7 +58,7 @@ def _progress(levels: Codes, served: Served, what: str) -> str:
 
 def _command(served: Served, label: Label, options: Options) -> str:
     """What draws the same images in a terminal."""
-    parts = ["gen", "sample", str(served.model.run.folder.path)]
+    parts = ["gen", "sample", served.model.run.called]
     if label is not None:
         parts += ["--class", in_words(label, served.model.priors[0].config.class_names) or ""]
     for name, value in given(options).items():

@@ -40,8 +40,9 @@ STYLE = """
 def page_of(served: Served) -> gr.Blocks:
     """The page of a run; what it cannot do has a sentence in place of a tab."""
     run = served.model.run
-    with gr.Blocks(title=f"{run.folder.path.name} - gen", analytics_enabled=False, delete_cache=(60, _EXPIRES)) as page:
-        gr.Markdown(f"# {run.folder.path.name}\n{_description(served)}")
+    name = run.name or run.folder.path.name
+    with gr.Blocks(title=f"{name} - gen", analytics_enabled=False, delete_cache=(60, _EXPIRES)) as page:
+        gr.Markdown(f"# {name}\n{_description(served)}")
         if served.why_no_drawing:
             gr.Markdown(served.why_no_drawing)
         with gr.Tabs(overflow_behavior="wrap"):

@@ -83,6 +83,7 @@ def sharpen(
     opened = processes.alike(
         processes.start(), lambda: open_run(named, "vqvae", "plain"), repr, f"the run {named or ''}"
     )
+    opened.check_is_own()
     folder = opened.folder
     launch = Launch(asked, processes.start(log, folder.path / LOGS), reporter or reporter_for_api(), checkpoint)
     name = str(folder.decoder(SHARP).relative_to(folder.path))

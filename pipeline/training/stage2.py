@@ -92,6 +92,8 @@ def train_prior(
     opened = processes.alike(
         processes.start(), lambda: open_run(named, "vqvae", "plain"), repr, f"the run {named or ''}"
     )
+    if not out:
+        opened.check_is_own(", or name another run for the prior with --out")
     folder = RunFolder(Path(out)) if out and not stage else opened.folder
     launch = Launch(asked, processes.start(log, folder.path / LOGS), reporter or reporter_for_api(), checkpoint)
     only = level_of(stage) if stage else level

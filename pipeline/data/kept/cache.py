@@ -1,4 +1,4 @@
-"""What is kept: decoded images, each set in a folder of its own, data sets that were downloaded, and judges of images.
+"""What is kept: decoded images, each set in a folder of its own, downloaded data sets and runs, and judges of images.
 
 A set is decoded by one command at a time, and removed by nobody while a process has it open. What a killed command
 left unfinished is removed when the next set is decoded.
@@ -25,6 +25,7 @@ from pipeline.reporting import Reporter
 IMAGES, FACTS, ABOUT = "images.npy", "facts.safetensors", "images.json"  # of a decoded set
 
 DOWNLOADS = "torchvision"  # the key of the lock of data sets by name
+HUB = "hub"  # of runs that are downloaded from the Hub
 LIMIT = "GEN_CACHE_GIB"
 
 
@@ -53,6 +54,11 @@ def decoded_folder() -> Path:
 def downloads_folder() -> Path:
     """Where torchvision puts the data sets that it downloads."""
     return cache_folder() / "torchvision"
+
+
+def hub_folder() -> Path:
+    """Where huggingface_hub puts the runs that it downloads."""
+    return cache_folder() / "hub"
 
 
 def judges_folder() -> Path:
@@ -200,5 +206,8 @@ def clear() -> tuple[int, int]:
             for pattern in _DOWNLOADED:  # somebody else may keep something beside them
                 for path in downloads_folder().glob(pattern):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with _if_free(HUB) as free:  # a run that is loaded is in memory
+        if free:
+            shutil.rmtree(hub_folder(), ignore_errors=True)  # it may be another person's
     left = size_of(cache_folder())
     return before - left, left

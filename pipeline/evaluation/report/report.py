@@ -26,6 +26,7 @@ from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.resources import check_writable
 from pipeline.runs.layout import REPORT, is_finished
 from pipeline.runs.opening import open_run
+from pipeline.runs.published.names import folder_of, published_name
 from pipeline.runs.saved import codes_in_words, images_in_words
 from pipeline.sampling.model import load
 from pipeline.sampling.options import differing_hashes
@@ -55,7 +56,9 @@ def report(
     check_can_draw()
     launch = Launch({}, processes.start(), reporter or reporter_for_api(), None)
     asked = runs or (None,)
-    records = [read_record(open_run(None, "finished").folder.path if run is None else run) for run in asked]
+    if out is None and (published := next((run for run in runs if run is not None and published_name(run)), None)):
+        raise UsageError(f"{published} is a published run, which is not written into; name a file with --out")
+    records = [read_record(open_run(None, "finished").folder.path if run is None else folder_of(run)) for run in asked]
     path = _path_for(records, out)
     pages = [_page(record, Source(data, None, images, targets), device, launch) for record in records]
     html = render(pages, version("gen-images"))

@@ -94,7 +94,7 @@ def check_film(model: Model, path: Path) -> None:
         raise UsageError(f"{path} is no film's name; end it in {', '.join(FILM_SUFFIXES)}")
     if not model.vqvae.config.model.is_discrete:
         raise UsageError(
-            f"the codes of {model.run.folder.path} are numbers, which are drawn all at once: there is nothing to film"
+            f"the codes of {model.run.called} are numbers, which are drawn all at once: there is nothing to film"
         )
 
 

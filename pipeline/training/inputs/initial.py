@@ -11,6 +11,7 @@ from pipeline.config.options import option_fields
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.runs.loading import LoadedVQVAE, load_vqvae
 from pipeline.runs.opening import open_run
+from pipeline.runs.published.names import published_name
 from pipeline.runs.saved import InitialRun
 from pipeline.training.launch import Launch
 from stage1_vqvae import VQVAE, VQVAEConfig
@@ -31,7 +32,7 @@ def load_initial(init: str | Path, launch: Launch) -> LoadedVQVAE:
 def as_saved(init: str | Path, loaded: LoadedVQVAE) -> InitialRun:
     """What config.json says of the run begun from."""
     return InitialRun(
-        run=str(Path(init).expanduser().resolve()),
+        run=published_name(init) or str(Path(init).expanduser().resolve()),
         codes_sha256=loaded.codes_sha256,
         decoder_sha256=loaded.decoder_sha256,
     )
