@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-KINDS = (".py", ".typed", ".jinja", ".html", ".css", ".js")
+KINDS = (".py", ".typed", ".jinja", ".html", ".css", ".js", ".md", ".json", ".safetensors")
 PACKAGES = ("stage1_vqvae", "stage2_prior", "pipeline")
 
 
@@ -57,6 +57,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
         "top_level.txt",
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert "pipeline/runs/published/pretrained/digits/prior/0/model.safetensors" in names
 
 
 def test_the_sdist_holds_the_checkout(built: Path) -> None:
