@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from pipeline.runs.card import name_in_card
-from pipeline.runs.layout import CARD, SHARP, RunFolder, is_finished
+from pipeline.runs.layout import CARD, SHARP, is_finished
 from pipeline.runs.opening import Run
-from pipeline.storage import MANIFEST, read_manifest, sync, write_manifest
+from pipeline.storage import MANIFEST, read_manifest, sync
 
 
 def copy_run(run: Run, target: Path, name: str) -> None:
@@ -30,8 +30,3 @@ def files_of(run: Run) -> list[str]:
     paths = [stage / name for stage in stages if is_finished(stage) for name in (MANIFEST, *read_manifest(stage))]
     paths += [path for path in (folder.path / CARD, *sorted(folder.path.glob("evaluation*.json"))) if path.is_file()]
     return [path.relative_to(folder.path).as_posix() for path in paths]
-
-
-def list_files(folder: RunFolder) -> None:
-    """Write a manifest of all files of a published run, which is how their hashes are known wherever they go."""
-    write_manifest(folder.path, sorted(path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*.*")))

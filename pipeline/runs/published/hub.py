@@ -157,4 +157,4 @@ def hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
         raise UsageError(f"{repository} can be no repository of the Hub: {error}") from error
     except _http_errors() as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{where} did not do what {repository} was asked for: {reason}") from error
+        raise CheckpointError(f"downloading or publishing {repository} at {where} failed: {reason}") from error

@@ -4,10 +4,15 @@ import tempfile
 from pathlib import Path
 
 from pipeline.reporting import Reporter, Silent
-from pipeline.runs.layout import RunFolder
+from pipeline.runs.layout import CARD
 from pipeline.runs.opening import open_run
-from pipeline.runs.published.files import copy_run, list_files
+from pipeline.runs.published.files import copy_run
 from pipeline.runs.published.hub import check_repository, client, hub_errors
+from pipeline.storage import MANIFEST, write_manifest
+
+_METADATA = (
+    "---\nlibrary_name: gen-images\ntags:\n- vq-vae\n- image-generation\n---\n\n"  # by which the Hub sorts models
+)
 
 
 def push(run: str | Path | None, repository: str, *, private: bool = False, reporter: Reporter | None = None) -> str:
@@ -22,13 +27,21 @@ def push(run: str | Path | None, repository: str, *, private: bool = False, repo
     api, opened = client(), open_run(run, "finished")
     from huggingface_hub import CommitOperationAdd
 
-    with tempfile.TemporaryDirectory(prefix="gen-push-") as name, hub_errors(repository):
+    with tempfile.TemporaryDirectory(prefix="gen-push-") as name:
         folder = Path(name)
         copy_run(opened, folder, f"hf://{repository}")
-        list_files(RunFolder(folder))
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        (reporter or Silent()).say(f"uploading {len(files)} files of {opened.called} to {repository}")
-        address = str(api.create_repo(repository, private=private or None, exist_ok=True))
-        api.create_commit(repository, added, commit_message="A run of gen (gen-images)")
+        _add_metadata(folder / CARD)
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        write_manifest(folder, files)
+        added = [CommitOperationAdd(file, folder / file) for file in (*files, MANIFEST)]
+        (reporter or Silent()).say(f"uploading {len(added)} files of {opened.called} to {repository}")
+        with hub_errors(repository):
+            address = str(api.create_repo(repository, private=private or None, exist_ok=True))
+            api.create_commit(repository, added, commit_message="A run of gen (gen-images)")
     return address
+
+
+def _add_metadata(card: Path) -> None:
+    text = card.read_bytes() if card.exists() else b""
+    if not text.startswith(b"---"):
+        card.write_bytes(_METADATA.encode() + text)

@@ -102,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.repositories.setdefault(repository, [])
                 self._json({"url": f"{self.server.address}/{repository}"})
             case ["validate-yaml"]:
-                self._json({"warnings": [], "errors": []})
+                described = json.loads(body)["content"].startswith("---\n")
+                self._json({"warnings": [] if described else [{"message": "empty metadata"}], "errors": []})
             case ["models", _, _, "preupload", "main"]:
                 files = [
                     {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}

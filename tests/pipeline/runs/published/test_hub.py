@@ -166,7 +166,7 @@ def test_without_a_network_there_is_a_sentence(trained: Path, monkeypatch: pytes
         assert f"ann/shapes is not in the cache, and {address} cannot be reached; connect" in fails(
             4, "pull", "ann/shapes"
         )
-        assert f"{address} did not do what ann/shapes was asked for" in fails(4, "push", trained, "ann/shapes")
+        assert f"downloading or publishing ann/shapes at {address} failed" in fails(4, "push", trained, "ann/shapes")
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
