@@ -81,12 +81,14 @@ def guided(scale: float) -> Callable[[Path, str], None]:
 CASES = {
     "digits": Case(digits, frozenset(GOOD)),
     "collapsed": Case(collapsed, frozenset({"collapsed", "collapsed to one code"})),
-    "stopped-early": Case(stopped_early, frozenset({"prior still learning", "prior knows little"})),
+    "stopped-early": Case(
+        stopped_early, frozenset({"prior still learning", "prior knows little", "few passes of the prior"})
+    ),
     "overfitted": Case(overfitted, frozenset({"overfitted prior"})),
     "blurred": Case(blurred, frozenset({"blur", "blur of most of the distance", "classes lost", "missing detail"})),
     "too-short": Case(too_short, frozenset({"too short", "not learned"})),
     "guided": Case(guided(1.5), frozenset(GOOD)),
-    "guided-far-too-strongly": Case(guided(20.0), frozenset({"guidance too strong"})),
+    "guided-far-too-strongly": Case(guided(20.0), frozenset({"guidance too strong", "guidance beyond the data"})),
 }
 
 

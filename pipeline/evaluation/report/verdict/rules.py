@@ -288,6 +288,16 @@ RULES = (
         limits="guidance, which is too strong",
     ),
     Rule(
+        "guidance beyond the data",
+        "Samples",
+        (above("guidance", 1), below("coverage_kept", 0.5)),
+        6,
+        "Guidance {guidance:g} is too strong: {coverage_kept:.0%} as many real images have a sample near as have a "
+        "reconstruction.",
+        "A smaller one: `gen evaluate RUN --guidance 1,1.5,2`, then `gen sample --guidance best`.",
+        limits="guidance, which is too strong",
+    ),
+    Rule(
         "copies",
         "Samples",
         (above("near_copies", 0.1),),

@@ -46,6 +46,7 @@ class Signs:
     best_guidance: float | None = None  # of those compared
     recall: float | None = None
     recall_kept: float | None = None  # recall of samples over that of reconstructions
+    coverage_kept: float | None = None  # coverage of samples over that of reconstructions
     class_shown: float | None = None
     class_kept: float | None = None  # class shown by samples over that of real images
     near_copies: float | None = None
@@ -163,6 +164,7 @@ def _of_evaluation(evaluation: Evaluation) -> dict[str, object]:
     found: dict[str, object] = {"detail": _value(evaluation.stage1, "high_frequency_power")}
     found |= {name: _value(samples, name) for name in ("recall", "class_shown", "near_copies")}
     found["recall_kept"] = _ratio(samples, restored, "recall")
+    found["coverage_kept"] = _ratio(samples, restored, "coverage")
     found["class_restored"] = _ratio(restored, floor, "class_shown")
     found["class_kept"] = _ratio(samples, floor, "class_shown")
     name = "frechet_distance" if "frechet_distance" in samples else "kernel_distance"
