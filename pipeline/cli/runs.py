@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import torch
 
-from pipeline.cli.flags import quiet_option, run_argument, say_result
+from pipeline.cli.flags import quiet_option, run_argument, run_option, say_result
 from pipeline.data.splits import load_split
 from pipeline.errors import UsageError
 from pipeline.reporting import reporter_for_command, table
@@ -136,11 +136,11 @@ def pull_command(name: str, out: Path | None, revision: str | None, quiet: bool)
 
 
 @click.command("push")
-@click.argument("run", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="USER/NAME")
+@run_option
 @click.option("--private", is_flag=True, help="Make the repository for you alone, if it is new.")
 @quiet_option
-def push_command(run: Path, repository: str, private: bool, quiet: bool) -> None:
+def push_command(repository: str, run: Path | None, private: bool, quiet: bool) -> None:
     """Publish a run on the Hugging Face Hub, where `gen pull USER/NAME` finds it.
 
     Log in with `hf auth login`, or set HF_TOKEN. This has been tried against a server of our own that speaks the Hub's

@@ -366,6 +366,7 @@ def test_every_command_about_a_run_takes_the_flag() -> None:
         "doctor",
         "status",
         "cache",
+        "pull",
     }
     for name in about_a_run:
         assert "--run" in succeeds(name, "--help")

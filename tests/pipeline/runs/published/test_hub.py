@@ -54,7 +54,9 @@ def test_what_is_pushed_is_pulled_as_it_was(trained: Path, pushed: HubServer) ->
 
 
 def test_the_commands_do_the_same(trained: Path, server: HubServer) -> None:
-    assert f"at {server.address}/ann/own; next: gen pull ann/own" in succeeds("push", trained, "ann/own", "--private")
+    assert f"at {server.address}/ann/own; next: gen pull ann/own" in succeeds(
+        "push", "ann/own", "--run", trained, "--private"
+    )
     assert server.created[-1].get("visibility", server.created[-1].get("private")) in ("private", True)
     assert "wrote mine; next: gen info mine" in succeeds("pull", "ann/own", "--out", "mine")
     assert "verified" in succeeds("info", "mine") and "verified" in succeeds("info", "hf://ann/own")
@@ -154,7 +156,7 @@ def test_names_of_no_repository_are_refused(server: HubServer) -> None:
         assert re.search(
             "is named USER/NAME; got|can be no repository of the Hub", fails(2, "pull", name, "--out", "new")
         )
-    assert "is named USER/NAME; got" in fails(2, "push", "run", "shapes")
+    assert "is named USER/NAME; got" in fails(2, "push", "shapes", "--run", "run")
     assert [request for request in server.requests if "none" not in request] == []
 
 
@@ -166,13 +168,15 @@ def test_without_a_network_there_is_a_sentence(trained: Path, monkeypatch: pytes
         assert f"ann/shapes is not in the cache, and {address} cannot be reached; connect" in fails(
             4, "pull", "ann/shapes"
         )
-        assert f"downloading or publishing ann/shapes at {address} failed" in fails(4, "push", trained, "ann/shapes")
+        assert f"downloading or publishing ann/shapes at {address} failed" in fails(
+            4, "push", "ann/shapes", "--run", trained
+        )
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else found(name))
-    for command in (["pull", "ann/shapes"], ["push", trained, "ann/shapes"], ["info", "hf://ann/shapes"]):
+    for command in (["pull", "ann/shapes"], ["push", "ann/shapes", "--run", trained], ["info", "hf://ann/shapes"]):
         assert "need huggingface_hub: pip install 'gen-images[hub]'" in fails(2, *command)
 
 
