@@ -28,7 +28,7 @@ from pipeline import Model, compress, decompress, load, score
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.sampling import DecoderName
 from pipeline.data import pixels
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.evaluation.parts import Source, read_parts
 from pipeline.evaluation.yardstick import Yardstick, yardstick_of
 from pipeline.processes import start
@@ -144,7 +144,7 @@ def models_of(run: Path) -> Iterator[tuple[DecoderName, int, Model]]:
     for decoder in get_args(DecoderName):
         try:
             model = load(run, decoder=decoder)
-        except CheckpointError:
+        except (CheckpointError, UsageError):
             continue  # no such decoder
         yield from ((decoder, levels, model) for levels in range(1, len(model.priors) + 1))
 
