@@ -130,13 +130,16 @@ def of_run(
 
 
 def bits_said(model: Model, images: UInt8[np.ndarray, "n c h w"], labels: np.ndarray | None, levels: int) -> float:
-    """What the codes of these levels cost by `gen score`, and the classes by their frequency."""
-    given = None if labels is None else labels.tolist()
-    bits = sum(float(level.sum()) for level in score(model, images, label=given).surprise[:levels])
+    """What the codes of these levels cost by `gen score` under the class of each image, and the classes by their
+    frequency; where classes are not known, under the mixture of them."""
     if labels is None:
-        return bits
+        return sum(float(level.sum()) for level in score(model, images).surprise[:levels])
     weights = np.array(model.priors[0].config.class_weights)
-    return bits - float(np.log2(weights / weights.sum())[labels].sum())
+    bits = -float(np.log2(weights / weights.sum())[labels].sum())
+    for label in np.unique(labels):
+        surprise = score(model, images[labels == label], label=int(label)).surprise
+        bits += sum(float(level.sum()) for level in surprise[:levels])
+    return bits
 
 
 def models_of(run: Path) -> Iterator[tuple[DecoderName, int, Model]]:
