@@ -16,8 +16,8 @@ import click
 
 from pipeline import evaluate, train_prior, train_vqvae
 from pipeline.evaluation.report.records import read_record
-from pipeline.evaluation.report.verdict.rules import rules_that_hold, verdict
 from pipeline.evaluation.report.verdict.signs import signs_of
+from pipeline.evaluation.report.verdict.verdict import rules_that_hold, verdict
 
 GOOD = {"faithful", "in use", "prior has learned", "enough", "measured", "evaluated without sets"}
 

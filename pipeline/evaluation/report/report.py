@@ -20,8 +20,8 @@ from pipeline.evaluation.report.shown import shown_of
 from pipeline.evaluation.report.stage1 import stage1_sections
 from pipeline.evaluation.report.stage2 import stage2_sections
 from pipeline.evaluation.report.tables import commands_section, evaluation_section, facts_section
-from pipeline.evaluation.report.verdict.rules import verdict
 from pipeline.evaluation.report.verdict.signs import signs_of
+from pipeline.evaluation.report.verdict.verdict import verdict
 from pipeline.reporting import Reporter, reporter_for_api
 from pipeline.resources import check_writable
 from pipeline.runs.layout import REPORT, is_finished

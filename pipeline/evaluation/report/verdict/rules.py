@@ -1,13 +1,11 @@
-"""The verdict: which rule holds of a run, in each of five aspects. The rules are data; docs/report.md lists them.
+"""The rules of a verdict, by five aspects: data, which docs/report.md lists.
 
 Of each aspect the first rule holds whose conditions all do; a condition on a figure that is not known does not.
 """
 
-from collections.abc import Sequence
-from dataclasses import fields
 from typing import Literal, NamedTuple
 
-from pipeline.evaluation.report.blocks import Emphasis, Line, Verdict
+from pipeline.evaluation.report.blocks import Emphasis
 from pipeline.evaluation.report.verdict.signs import Signs
 
 Aspect = Literal["Reconstructions", "Codebook", "Prior", "Time and data", "Samples"]
@@ -59,6 +57,7 @@ _MORE_DETAIL = (
 )
 _LONGER = "More `--max-minutes` or `--steps` for `gen train-vqvae`, then a new prior."
 _LONGER_PRIOR = "More `--steps` or `--max-minutes` for `gen train-prior`."
+_LESS_GUIDANCE = "A smaller one: `gen evaluate RUN --guidance 1,1.5,2`, then `gen sample --guidance best`."
 _MORE_IMAGES = "More images; `--flip` in stage 1, `--dropout 0.5` and `--encodings 4 --shift 2` in stage 2."
 
 RULES = (
@@ -277,14 +276,16 @@ RULES = (
         "its learning rate had fallen by then has a part in this.",
         emphasis="good",
     ),
-    Rule("unknown time", "Time and data", (), 0, "Too few evaluations to say.", "`--evaluations 10`", "unknown"),
+    Rule(
+        "unknown time", "Time and data", (), 0, "Too few evaluations to say.", "`--evaluations 10`", emphasis="unknown"
+    ),
     Rule(
         "guidance too strong",
         "Samples",
         (above("guidance", 1), below("recall_kept", 0.5)),
         6,
         "Guidance {guidance:g} is too strong: the recall of samples is {recall_kept:.0%} of that of reconstructions.",
-        "A smaller one: `gen evaluate RUN --guidance 1,1.5,2`, then `gen sample --guidance best`.",
+        _LESS_GUIDANCE,
         limits="guidance, which is too strong",
     ),
     Rule(
@@ -294,7 +295,7 @@ RULES = (
         6,
         "Guidance {guidance:g} is too strong: {coverage_kept:.0%} as many real images have a sample near as have a "
         "reconstruction.",
-        "A smaller one: `gen evaluate RUN --guidance 1,1.5,2`, then `gen sample --guidance best`.",
+        _LESS_GUIDANCE,
         limits="guidance, which is too strong",
     ),
     Rule(
@@ -350,33 +351,3 @@ RULES = (
         emphasis="unknown",
     ),
 )
-
-
-def rules_that_hold(signs: Signs) -> list[Rule]:
-    """The rule of each aspect, in the order of the aspects."""
-    aspects = dict.fromkeys(rule.aspect for rule in RULES)
-    return [
-        next(rule for rule in RULES if rule.aspect == aspect and all(one.holds(signs) for one in rule.conditions))
-        for aspect in aspects
-    ]
-
-
-def verdict(signs: Signs, run: str) -> Verdict:
-    """What limits a run in a sentence, and a line for each aspect."""
-    rules = rules_that_hold(signs)
-    known = {field.name: getattr(signs, field.name) for field in fields(signs)}
-    lines = [
-        Line(rule.aspect, rule.emphasis, rule.finding.format(**known), rule.remedy.format(**known).replace("RUN", run))
-        for rule in rules
-    ]
-    return Verdict(_sentence(signs, rules), lines)
-
-
-def _sentence(signs: Signs, rules: Sequence[Rule]) -> str:
-    worst = max(rules, key=lambda rule: rule.weight)
-    begun = f"The training of {signs.unfinished} has not come to its end. " if signs.unfinished else ""
-    if worst.weight:
-        return f"{begun}What limits this model most is {worst.limits}."
-    if signs.evaluated:
-        return f"{begun}Nothing that was measured limits this model clearly."
-    return f"{begun}Nothing in its trainings limits this model clearly; how good its samples are was not measured."

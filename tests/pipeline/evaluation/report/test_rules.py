@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.data.splits import load_split
 from pipeline.evaluation.report.records import read_record
-from pipeline.evaluation.report.verdict.rules import RULES, Rule, rules_that_hold, verdict
+from pipeline.evaluation.report.verdict.rules import RULES, Rule
 from pipeline.evaluation.report.verdict.signs import Signs, signs_of
+from pipeline.evaluation.report.verdict.verdict import rules_that_hold, verdict
 from pipeline.runs.layout import METRICS, SPLIT
 from tests.tiny import TINY_PRIOR, TINY_VQVAE
 
