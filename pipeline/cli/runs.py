@@ -147,7 +147,7 @@ def push_command(repository: str, run: Path | None, private: bool, quiet: bool) 
     protocol, and not yet against the Hub itself.
     """
     address = push(run, repository, private=private, reporter=reporter_for_command(quiet))
-    say_result(f"published {run} at {address}; next: gen pull {repository}")
+    say_result(f"published at {address}; next: gen pull {repository}")
 
 
 COMMANDS = (info_command, status_command, pull_command, push_command)

@@ -74,7 +74,7 @@ def nearest(
     source = given_again or Source(None if data is None else str(data))
     of_run, indices = read_encoded(model.run, source, launch)
     if config.k > len(indices):
-        raise UsageError(f"--k {config.k}: {model.run.folder.path} has {len(indices):,} images to look through")
+        raise UsageError(f"--k {config.k}: {model.run.called} has {len(indices):,} images to look through")
     with stage_errors_as_usage(), model.arithmetic(), torch.no_grad():
         return _nearest(model, model.encode(given), of_run, indices, config.k, launch.reporter)
 
